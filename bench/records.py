@@ -1,0 +1,126 @@
+"""Records: one row per (problem, implementation, config), kept as JSON lines.
+
+A row without a right result cannot hold a time. Rows are appended and flushed as each is done, so an
+interrupted run resumes; everything a report shows is in the rows.
+"""
+
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Self, get_args
+
+Status = Literal[
+    "ok",  # right, and timed unless the run was a check only
+    "inaccurate",  # a rival outside the bound but under 5 % relative error: timed, shown with its error
+    "skipped",  # not run: refused, or not available here
+    "compile-failed",
+    "run-failed",
+    "timeout",
+    "wrong",
+]
+TIMED: tuple[Status, ...] = ("ok", "inaccurate")
+
+
+@dataclass(frozen=True, slots=True)
+class Error:
+    """How far one output is from the float64 truth, and how far it may be."""
+
+    l2: float  # ||out - truth|| / ||truth||
+    l2_bound: float
+    largest: float  # max |out - truth|
+    largest_bound: float
+
+
+@dataclass(frozen=True, slots=True)
+class Samples:
+    """The distribution of one kind of time, in microseconds."""
+
+    median: float
+    q1: float
+    q3: float
+    count: int
+    dropped: int = 0  # throttled samples, not counted above
+
+
+@dataclass(frozen=True, slots=True)
+class Times:
+    """What one call costs. Device times come from CUDA graph replay, or from the CPU clock on a CPU."""
+
+    device: Literal["cuda", "cpu"]
+    cold: Samples | None  # inputs and states larger than twice the L2 between repeats
+    warm: Samples | None  # the same buffers again and again
+    host: Samples | None = None  # host time of one eager call
+    sm_clock_mhz: float | None = None  # median over the samples
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One measured (problem, implementation, config), or the reason why it is not."""
+
+    key: str  # of (source, config, problem, environment): a row with this key is not run again
+    op: str
+    backend: str
+    status: Status
+    reason: str  # empty for ok
+    problem: dict[str, Any]
+    config: dict[str, Any]
+    seed: int
+    bytes: int
+    flops: int
+    environment: dict[str, Any]  # GPU, driver, packages, commit, command line, ceilings
+    errors: dict[str, Error] = field(default_factory=dict)  # by output
+    times: Times | None = None
+    compile_s: float | None = None
+    resources: list[dict[str, Any]] = field(
+        default_factory=list
+    )  # registers, spills, shared memory
+
+    def __post_init__(self) -> None:
+        if self.status not in get_args(Status):
+            raise ValueError(f"status: expected one of {get_args(Status)}, got {self.status!r}")
+        if self.times is not None and self.status not in TIMED:
+            raise ValueError(f"a {self.status} row cannot hold a time: only a right result has one")
+        if self.status != "ok" and not self.reason:
+            raise ValueError(f"a {self.status} row needs a reason")
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """The row of one line."""
+        raw = json.loads(text)
+        raw["errors"] = {name: Error(**error) for name, error in raw["errors"].items()}
+        if raw["times"] is not None:
+            times = raw["times"]
+            for name in ("cold", "warm", "host"):
+                times[name] = times[name] and Samples(**times[name])
+            raw["times"] = Times(**times)
+        return cls(**raw)
+
+    def to_json(self) -> str:
+        """One line, without its newline."""
+        return json.dumps(asdict(self), sort_keys=True)
+
+
+def append(path: Path, row: Row) -> None:
+    """Add a row and make sure it is on disk."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        file.write(row.to_json() + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read(paths: Iterable[Path]) -> list[Row]:
+    """Every whole row of some files, in order; a last line cut off by a crash is left out."""
+    rows = []
+    for path in paths:
+        lines = path.read_text().splitlines(keepends=True)
+        for number, line in enumerate(lines, 1):
+            if number == len(lines) and not line.endswith("\n"):
+                continue
+            try:
+                rows.append(Row.from_json(line))
+            except (ValueError, TypeError, KeyError) as error:
+                raise ValueError(f"{path}:{number}: not a record: {error}") from error
+    return rows

@@ -1,0 +1,153 @@
+"""One checked call of an op: what an implementation gets, and what gate and timer repeat."""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from .problem import Problem
+from .tensors import Inputs, Params, State
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """A product of batch rows and heads; they are independent, so a subset has its own truth."""
+
+    batch: tuple[int, ...]
+    heads: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A validated call with its buffers; an implementation writes only what is named here.
+
+    prefill reads `state` (None for fresh sequences) and writes `y` and every tensor of `final`.
+    decode writes `y` and updates `state` in place (`final` is `state`), at the rows of
+    `state_indices`.
+    """
+
+    problem: Problem
+    inputs: Inputs
+    params: Params
+    state: State | None
+    final: State
+    y: Tensor  # (B, L, H, P), (B, L, R, H, P) unreduced; decode without L
+    cu_seqlens: Tensor | None = None
+    state_indices: Tensor | None = None
+
+    def outputs(self) -> dict[str, Tensor]:
+        """Every tensor the call writes, by name: y, and state.phi, state.h, state.k, state.x."""
+        return {"y": self.y} | {f"state.{name}": tensor for name, tensor in self.final.items()}
+
+    def results(self) -> dict[str, Tensor]:
+        """The outputs in float64, to compare: the angles as (cos, sin), because 0 and 2 pi are one."""
+        results = {name: tensor.double() for name, tensor in self.outputs().items()}
+        phi = results["state.phi"]
+        results["state.phi"] = torch.stack((phi.cos(), phi.sin()), -1)
+        return results
+
+    def clone(self) -> "Call":
+        """The same call on its own copies of every tensor; strides of inputs are kept."""
+        state = None if self.state is None else self.state.map(lambda _, t: t.clone())
+        final = (
+            state
+            if self.final is self.state and state is not None
+            else self.final.map(lambda _, t: t.clone())
+        )
+        return replace(
+            self,
+            inputs=self.inputs.map(lambda _, t: clone_strided(t)),
+            params=self.params.map(lambda _, t: t.clone()),
+            state=state,
+            final=final,
+            y=self.y.clone(),
+            cu_seqlens=None if self.cu_seqlens is None else self.cu_seqlens.clone(),
+            state_indices=None if self.state_indices is None else self.state_indices.clone(),
+        )
+
+    def poison(self) -> None:
+        """Fill what the call writes with NaN; a state updated in place is input too and stays."""
+        self.y.fill_(torch.nan)
+        if self.final is not self.state:
+            for _, tensor in self.final.items():
+                tensor.fill_(torch.nan)
+
+    def take(self, rows: Rows) -> "Call":
+        """The call restricted to some rows, on copies: every head gets its own group of b and c.
+
+        With cu_seqlens the batch is one row and every sequence is kept. With state_indices the pool
+        shrinks to the rows taken.
+        """
+        p = self.problem
+        packed = self.cu_seqlens is not None
+        batch, heads = list(rows.batch), list(rows.heads)
+        groups = [head // (p.H // p.G) for head in heads]
+        seqs = list(range(p.sequences)) if packed else batch
+        pool = seqs
+        if self.state_indices is not None:
+            pool = self.state_indices.long()[batch].tolist()
+
+        def cut_input(name: str, tensor: Tensor) -> Tensor:
+            tensor = tensor[batch]
+            if name in ("b", "c"):
+                return tensor[..., groups, :]
+            lead = 1 if p.op == "decode" else 2
+            if name == "theta" and not p.theta_per_head:
+                return tensor
+            return tensor.index_select(lead, torch.tensor(heads, device=tensor.device))
+
+        def cut_param(name: str, tensor: Tensor) -> Tensor:
+            return tensor if name in ("b_norm", "c_norm") else tensor[heads]
+
+        def cut_state(name: str, tensor: Tensor) -> Tensor:
+            tensor = tensor[pool]
+            return tensor[:, :, heads] if name == "k" else tensor[:, heads]
+
+        state = None if self.state is None else self.state.map(cut_state)
+        final = (
+            state if self.final is self.state and state is not None else self.final.map(cut_state)
+        )
+        H = len(heads)
+        return replace(
+            self,
+            problem=replace(p, B=len(batch), H=H, G=H, pool=None),
+            inputs=self.inputs.map(cut_input),
+            params=self.params.map(cut_param),
+            state=state,
+            final=final,
+            y=self.y[batch].index_select(
+                self.y.ndim - 2, torch.tensor(heads, device=self.y.device)
+            ),
+            state_indices=None,
+        )
+
+
+def clone_strided(tensor: Tensor) -> Tensor:
+    """A copy with the same strides, gaps included: a slice of a wide projection stays one."""
+    copy = tensor.new_empty_strided(tensor.shape, tensor.stride())
+    return copy.copy_(tensor)
+
+
+def new_y(inputs: Inputs, problem: Problem) -> Tensor:
+    """The uninitialised output of a call."""
+    lead = inputs.x.shape[:-2]
+    ranks = () if problem.reduced else (problem.R,)
+    return inputs.x.new_empty(*lead, *ranks, problem.H, problem.P)
+
+
+def new_state(problem: Problem, device: torch.device) -> State:
+    """The uninitialised state of a problem."""
+    p = problem
+    wide = torch.float64 if p.dtype == torch.float64 else torch.float32
+    return State(
+        phi=torch.empty(p.sequences, p.H, p.S, dtype=wide, device=device),
+        h=torch.empty(p.sequences, p.H, p.P, p.N, dtype=p.state_dtype, device=device),
+        k=torch.empty(p.sequences, p.R, p.H, p.N, dtype=p.dtype, device=device),
+        x=torch.empty(p.sequences, p.H, p.P, dtype=p.dtype, device=device),
+    )
+
+
+def token_stride(tensor: Tensor) -> int:
+    """Elements from one token to the next of a (B, L, ...) input; a batch is L of them."""
+    B, L = tensor.shape[:2]
+    return tensor.stride(0) // L if B > 1 else tensor.stride(1)

@@ -1,0 +1,146 @@
+"""Which implementation of which op exists, which take a problem, and why the others do not.
+
+An implementation is one file that calls `@implements(op, backend, ...)` on a function of (call,
+config).
+Its module is imported when it is first looked up, so a missing DSL costs a reason, not an
+ImportError.
+To add one: write the file and add its line to `MODULES`.
+"""
+
+import importlib
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from functools import cache
+from typing import Any
+
+import torch
+
+from .call import Call
+from .errors import BackendMissing, UnsupportedError
+from .problem import OpName, Problem
+
+Config = Any  # a frozen dataclass of the implementation's own
+Run = Callable[[Call, Config], None]
+Supports = Callable[[Problem, torch.device], str | None]
+Configs = Callable[[Problem, torch.device], Iterable[Config]]
+
+# (op, backend) -> module under kernels/. The order is the order of preference of backend="auto".
+MODULES: dict[tuple[OpName, str], str] = {
+    ("prefill", "triton"): "triton.prefill",
+    ("prefill", "torch"): "torch.prefill",
+    ("prefill", "reference"): "torch.reference",
+    ("decode", "torch"): "torch.decode",
+    ("decode", "reference"): "torch.reference",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Resources:
+    """What the compiler says of one kernel for one GPU architecture."""
+
+    kernel: str
+    registers: int  # per thread
+    spills: int  # bytes per thread
+    shared: int  # bytes per block
+    threads: int  # per block
+
+
+@dataclass(frozen=True, slots=True)
+class Implementation:
+    """One way to compute an op."""
+
+    op: OpName
+    backend: str
+    run: Run
+    supports: Supports
+    configs: Configs
+    resources: Callable[[Problem, Config], list[Resources]] | None = (
+        None  # compile for sm_90a, no GPU needed
+    )
+    deterministic: bool = True
+
+    def default(self, problem: Problem, device: torch.device) -> Config:
+        """The first, hand-picked config for a problem on a device."""
+        return next(iter(self.configs(problem, device)))
+
+
+_registered: dict[tuple[str, str], Implementation] = {}
+
+
+def implements(
+    op: OpName,
+    backend: str,
+    *,
+    supports: Supports,
+    configs: Configs = lambda problem, device: (None,),
+    resources: Callable[[Problem, Config], list[Resources]] | None = None,
+    deterministic: bool = True,
+) -> Callable[[Run], Run]:
+    """Register a function of (call, config) as the implementation of an op by a backend.
+
+    supports: why a problem is refused on a device, or None. configs: legal configurations, best
+    guess first.
+    resources: registers, spills and shared memory of a config, compiled for sm_90a without a GPU.
+    deterministic: whether two runs on the same inputs must agree bit for bit.
+    """
+
+    def register(run: Run) -> Run:
+        _registered[op, backend] = Implementation(
+            op, backend, run, supports, configs, resources, deterministic
+        )
+        return run
+
+    return register
+
+
+@cache
+def unavailable(op: OpName, backend: str) -> str | None:
+    """Why a backend cannot be loaded here, or None if it is ready."""
+    if (op, backend) not in MODULES:
+        return f"not a backend of {op}; there are {', '.join(backends(op))}"
+    try:
+        importlib.import_module(f"{__package__}.{MODULES[op, backend]}")
+    except ImportError as error:
+        return f"cannot import its DSL: {error}"
+    return None
+
+
+def backends(op: OpName) -> list[str]:
+    """Every backend of an op, available here or not, in order of preference."""
+    return [backend for known, backend in MODULES if known == op]
+
+
+def get(op: OpName, backend: str) -> Implementation:
+    """The implementation of an op by a backend; raises BackendMissing with the reason."""
+    reason = unavailable(op, backend)
+    if reason is not None:
+        raise BackendMissing(op, backend, reason)
+    return _registered[op, backend]
+
+
+def refusal(op: OpName, backend: str, problem: Problem, device: torch.device) -> str | None:
+    """Why a backend does not run a problem on a device, or None if it does."""
+    return unavailable(op, backend) or get(op, backend).supports(problem, device)
+
+
+def choose(op: OpName, backend: str, problem: Problem, device: torch.device) -> Implementation:
+    """The implementation named, or with `auto` the first that takes the problem."""
+    if backend != "auto":
+        implementation = get(op, backend)
+        reason = implementation.supports(problem, device)
+        if reason is not None:
+            raise UnsupportedError(op, backend, reason)
+        return implementation
+    reasons = {}
+    for name in backends(op):
+        if name == "reference":  # float64 truth, step by step: only on request
+            continue
+        reasons[name] = refusal(op, name, problem, device)
+        if reasons[name] is None:
+            return get(op, name)
+    raise UnsupportedError(op, "auto", "; ".join(f"{name}: {why}" for name, why in reasons.items()))
+
+
+def config_dict(config: Config) -> dict[str, Any]:
+    """A config as plain values, for a record."""
+    return {} if config is None else asdict(config)
