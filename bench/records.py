@@ -1,7 +1,7 @@
 """Records: one row per (problem, implementation, config), kept as JSON lines.
 
-A row without a right result cannot hold a time. Rows are appended and flushed as each is done, so an
-interrupted run resumes; everything a report shows is in the rows.
+A row without a right result cannot hold a time. Rows are appended and flushed as each is done, so
+an interrupted run resumes; everything a report shows is in the rows.
 """
 
 import json
@@ -13,7 +13,7 @@ from typing import Any, Literal, Self, get_args
 
 Status = Literal[
     "ok",  # right, and timed unless the run was a check only
-    "inaccurate",  # a rival outside the bound but under 5 % relative error: timed, shown with its error
+    "inaccurate",  # a rival outside the bound, under 5 % relative error: timed
     "skipped",  # not run: refused, or not available here
     "compile-failed",
     "run-failed",
@@ -46,7 +46,7 @@ class Samples:
 
 @dataclass(frozen=True, slots=True)
 class Times:
-    """What one call costs. Device times come from CUDA graph replay, or from the CPU clock on a CPU."""
+    """What one call costs: device times by CUDA graph replay, or by the clock on a CPU."""
 
     device: Literal["cuda", "cpu"]
     cold: Samples | None  # inputs and states larger than twice the L2 between repeats

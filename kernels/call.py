@@ -40,7 +40,7 @@ class Call:
         return {"y": self.y} | {f"state.{name}": tensor for name, tensor in self.final.items()}
 
     def results(self) -> dict[str, Tensor]:
-        """The outputs in float64, to compare: the angles as (cos, sin), because 0 and 2 pi are one."""
+        """The outputs in float64, to compare; angles as (cos, sin), because 0 and 2 pi are one."""
         results = {name: tensor.double() for name, tensor in self.outputs().items()}
         phi = results["state.phi"]
         results["state.phi"] = torch.stack((phi.cos(), phi.sin()), -1)
