@@ -1,0 +1,69 @@
+"""What a Triton kernel costs on an H100, found by compiling it where there may be no GPU."""
+
+import re
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource, CompiledKernel, make_backend
+from triton.runtime.jit import JITFunction, create_function_from_signature
+
+from ..registry import Resources
+
+HOPPER = GPUTarget("cuda", 90, 32)
+
+
+def compile_kernel(kernel: Any, *args: Any, **kwargs: Any) -> CompiledKernel:
+    """Compile `kernel[grid](*args, **kwargs)` for sm_90a, specialised as that launch would be.
+
+    Tensors may lie on any device, `meta` included: their dtype and alignment count, not their data.
+    kwargs holds constexprs and compiler options (num_warps, num_stages, maxnreg, ...).
+    """
+    if not isinstance(kernel, JITFunction):
+        raise RuntimeError("TRITON_INTERPRET=1 is set: the interpreter compiles nothing")
+    backend = make_backend(HOPPER)
+    bind = create_function_from_signature(kernel.signature, kernel.params, backend)
+    bound, specialization, options = bind(*args, **kwargs)
+    parsed, signature, constants, attributes = kernel._pack_args(
+        backend, kwargs, bound, specialization, options
+    )
+    source = ASTSource(kernel, signature, constants, attributes)
+    return triton.compile(source, target=HOPPER, options=vars(parsed))
+
+
+def resources(kernel: Any, *args: Any, **kwargs: Any) -> Resources:
+    """Registers, spills and shared memory of one launch; arguments as for `compile_kernel`."""
+    compiled = compile_kernel(kernel, *args, **kwargs)
+    registers, spills = assemble(compiled.asm["ptx"])
+    return Resources(
+        kernel=compiled.metadata.name,
+        registers=registers,
+        spills=spills,
+        shared=compiled.metadata.shared,
+        threads=32 * compiled.metadata.num_warps,
+    )
+
+
+def assemble(ptx: str) -> tuple[int, int]:
+    """Registers and spilled bytes per thread of the one kernel in a PTX text, as ptxas says."""
+    # the options of Triton's own last stage, so that the figures are those of its binary
+    options = ["-v", "-lineinfo", "--regAllocOptLevel=2", "--gpu-name=sm_90a"]
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder, "kernel.ptx")
+        source.write_text(ptx)
+        command = [triton.knobs.nvidia.ptxas.path, *options, str(source)]
+        command += ["-o", str(Path(folder, "kernel.cubin"))]
+        log = subprocess.run(command, check=True, capture_output=True, text=True).stderr
+    return int(_number(r"Used (\d+) registers", log)), int(
+        _number(r"(\d+) bytes spill stores", log)
+    )
+
+
+def _number(pattern: str, log: str) -> str:
+    found = re.search(pattern, log)
+    if found is None:
+        raise RuntimeError(f"ptxas printed nothing like {pattern!r}:\n{log}")
+    return found[1]
