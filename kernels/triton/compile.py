@@ -1,9 +1,8 @@
 """What a Triton kernel costs on an H100, found by compiling it where there may be no GPU."""
 
 import re
-import subprocess
-import tempfile
-from pathlib import Path
+from contextlib import redirect_stdout
+from io import StringIO
 from typing import Any
 
 import triton
@@ -36,34 +35,21 @@ def compile_kernel(kernel: Any, *args: Any, **kwargs: Any) -> CompiledKernel:
 
 def resources(kernel: Any, *args: Any, **kwargs: Any) -> Resources:
     """Registers, spills and shared memory of one launch; arguments as for `compile_kernel`."""
-    compiled = compile_kernel(kernel, *args, **kwargs)
-    registers, spills = assemble(compiled.asm["ptx"])
+    knobs = triton.knobs
+    with knobs.nvidia.scope(), knobs.compilation.scope(), redirect_stdout(StringIO()) as log:
+        knobs.nvidia.dump_ptxas_log = knobs.compilation.always_compile = True
+        compiled = compile_kernel(kernel, *args, **kwargs)
     return Resources(
         kernel=compiled.metadata.name,
-        registers=registers,
-        spills=spills,
+        registers=_number(r"Used (\d+) registers", log.getvalue()),
+        spills=_number(r"(\d+) bytes spill stores", log.getvalue()),
         shared=compiled.metadata.shared,
         threads=32 * compiled.metadata.num_warps,
     )
 
 
-def assemble(ptx: str) -> tuple[int, int]:
-    """Registers and spilled bytes per thread of the one kernel in a PTX text, as ptxas says."""
-    # the options of Triton's own last stage, so that the figures are those of its binary
-    options = ["-v", "-lineinfo", "--regAllocOptLevel=2", "--gpu-name=sm_90a"]
-    with tempfile.TemporaryDirectory() as folder:
-        source = Path(folder, "kernel.ptx")
-        source.write_text(ptx)
-        command = [triton.knobs.nvidia.ptxas.path, *options, str(source)]
-        command += ["-o", str(Path(folder, "kernel.cubin"))]
-        log = subprocess.run(command, check=True, capture_output=True, text=True).stderr
-    return int(_number(r"Used (\d+) registers", log)), int(
-        _number(r"(\d+) bytes spill stores", log)
-    )
-
-
-def _number(pattern: str, log: str) -> str:
+def _number(pattern: str, log: str) -> int:
     found = re.search(pattern, log)
     if found is None:
         raise RuntimeError(f"ptxas printed nothing like {pattern!r}:\n{log}")
-    return found[1]
+    return int(found[1])
