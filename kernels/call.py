@@ -124,9 +124,13 @@ class Call:
 
 
 def clone_strided(tensor: Tensor) -> Tensor:
-    """A copy with the same strides, gaps included: a slice of a wide projection stays one."""
-    copy = tensor.new_empty_strided(tensor.shape, tensor.stride())
-    return copy.copy_(tensor)
+    """A copy with the same strides, gaps and what lies in them included.
+
+    A slice of a wide projection stays one, and an expanded tensor stays expanded.
+    """
+    reach = sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    memory = tensor.as_strided((reach + 1 if tensor.numel() else 0,), (1,)).clone()
+    return memory.as_strided(tensor.shape, tensor.stride())
 
 
 def new_y(inputs: Inputs, problem: Problem) -> Tensor:
