@@ -136,8 +136,16 @@ def check_inputs(inputs: Inputs, dims: Dims, op: OpName) -> bool:
         same_device(name, tensor, x.device)
         has_dtype(name, tensor, (x.dtype,), "as x has: one dtype for all inputs")
         packed_tokens(name, tensor, lead)
+    for dim, size in dims.sizes.items():
+        if size == 0:
+            raise ShapeError(
+                dims.binder[dim],
+                "no dim of size 0",
+                f"{dim} = 0",
+                "skip the call: there is nothing to do",
+            )
     H, G, N, S = (dims.sizes[d] for d in ("H", "G", "N", "S"))
-    if G == 0 or H % G:
+    if H % G:
         raise ShapeError(
             "b", f"groups G dividing H = {H}", f"G = {G}", "choose G among the divisors of H"
         )
@@ -249,14 +257,6 @@ def check_prefill(
     """The problem of a prefill call, or an error."""
     dims = Dims()
     theta_per_head = check_inputs(inputs, dims, "prefill")
-    if min(dims.sizes.values()) == 0:
-        empty = min(dims.sizes, key=lambda d: dims.sizes[d])
-        raise ShapeError(
-            dims.binder[empty],
-            "no dim of size 0",
-            f"{empty} = 0",
-            "skip the call: there is nothing to do",
-        )
     check_params(params, dims, inputs.x)
     check_options(options, params, inputs.x)
     capturing = inputs.x.is_cuda and torch.cuda.is_current_stream_capturing()
