@@ -169,12 +169,19 @@ def check_params(params: Params, dims: Dims, x: Tensor) -> None:
         contiguous(name, tensor)
 
 
+def state_dtypes(x: Tensor) -> tuple[torch.dtype, ...]:
+    """The dtypes h may have; the first is the default."""
+    if x.dtype == torch.float64:
+        return (torch.float64,)
+    return torch.float32, torch.bfloat16, torch.float16
+
+
 def check_state(state: State, dims: Dims, x: Tensor) -> None:
-    """Shapes, dtypes, device and strides of a state, given or to be written."""
+    """Shapes, dtypes, device and strides of a state."""
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32
     dtypes = {
         "phi": (wide,),
-        "h": (wide,) if wide == torch.float64 else (torch.float32, torch.bfloat16, torch.float16),
+        "h": state_dtypes(x),
         "k": (x.dtype,),
         "x": (x.dtype,),
     }
@@ -276,15 +283,23 @@ def check_prefill(
         check_state(state, dims, inputs.x)
     if not capturing:
         check_values(inputs, options)
-    wide = torch.float64 if inputs.x.dtype == torch.float64 else torch.float32
-    h_dtype = state_dtype or (wide if state is None else state.h.dtype)
+    if state_dtype is None:
+        state_dtype = state_dtypes(inputs.x)[0] if state is None else state.h.dtype
+    elif state_dtype not in state_dtypes(inputs.x):
+        names = " or ".join(dtype_name(d) for d in state_dtypes(inputs.x))
+        raise DtypeError(
+            "state_dtype",
+            f"{names} with {dtype_name(inputs.x.dtype)} inputs",
+            dtype_name(state_dtype),
+            "choose one of these",
+        )
     return _problem(
         "prefill",
         dims.sizes,
         inputs,
         params,
         options,
-        h_dtype,
+        state_dtype,
         theta_per_head,
         has_state=state is not None,
         lengths=lengths,
