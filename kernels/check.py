@@ -218,6 +218,26 @@ def check_cu_seqlens(cu_seqlens: Tensor, dims: Dims, x: Tensor) -> tuple[int, ..
     return lengths
 
 
+def check_indices(state_indices: Tensor, rows: int) -> None:
+    """Rows within the pool, none twice; on a GPU the caller's promise: reading them would wait."""
+    indices = state_indices.tolist()
+    if min(indices) < -1 or max(indices) >= rows:
+        raise RangeError(
+            "state_indices",
+            f"rows 0 to {rows - 1} of the pool, or -1",
+            f"{min(indices)} to {max(indices)}",
+            "pass the pool that these rows are of",
+        )
+    taken = [row for row in indices if row >= 0]
+    if len(set(taken)) < len(taken):
+        raise RangeError(
+            "state_indices",
+            "each row of the pool at most once",
+            str(indices),
+            "a row's state is updated in place: decode its tokens one after the other",
+        )
+
+
 def check_values(inputs: Inputs, options: Options) -> None:
     """Promises that only the values can break; reading them waits for the device."""
     if options.step == "activated" and bool((inputs.dt <= 0).any()):
@@ -322,6 +342,8 @@ def check_decode(
         contiguous("state_indices", state_indices)
         dims.bind("state_indices", state_indices, "B")
     check_state(state, dims, inputs.x)
+    if state_indices is not None and not state_indices.is_cuda:
+        check_indices(state_indices, dims.sizes["rows"])
     if not (inputs.x.is_cuda and torch.cuda.is_current_stream_capturing()):
         check_values(inputs, options)
     pool = None if state_indices is None else dims.sizes["rows"]
