@@ -342,7 +342,7 @@ def check_decode(
         contiguous("state_indices", state_indices)
         dims.bind("state_indices", state_indices, "B")
     check_state(state, dims, inputs.x)
-    if state_indices is not None and not state_indices.is_cuda:
+    if state_indices is not None and state_indices.device.type == "cpu":
         check_indices(state_indices, dims.sizes["rows"])
     if not (inputs.x.is_cuda and torch.cuda.is_current_stream_capturing()):
         check_values(inputs, options)
