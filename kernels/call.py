@@ -76,16 +76,17 @@ class Call:
         """The call restricted to some rows, on copies: every head gets its own group of b and c.
 
         With cu_seqlens the batch is one row and every sequence is kept. With state_indices the pool
-        shrinks to the rows taken.
+        shrinks to the rows taken, and padding rows, which have no result, are left out.
         """
         p = self.problem
         packed = self.cu_seqlens is not None
         batch, heads = list(rows.batch), list(rows.heads)
         groups = [head // (p.H // p.G) for head in heads]
         seqs = list(range(p.sequences)) if packed else batch
-        pool = seqs
         if self.state_indices is not None:
-            pool = self.state_indices.long()[batch].tolist()
+            indices = self.state_indices.tolist()
+            batch = [row for row in batch if indices[row] >= 0]
+            seqs = [indices[row] for row in batch]
 
         def cut_input(name: str, tensor: Tensor) -> Tensor:
             tensor = tensor[batch]
@@ -100,7 +101,7 @@ class Call:
             return tensor if name in ("b_norm", "c_norm") else tensor[heads]
 
         def cut_state(name: str, tensor: Tensor) -> Tensor:
-            tensor = tensor[pool]
+            tensor = tensor[seqs]
             return tensor[:, :, heads] if name == "k" else tensor[:, heads]
 
         state = None if self.state is None else self.state.map(cut_state)
@@ -123,9 +124,13 @@ class Call:
 
 
 def clone_strided(tensor: Tensor) -> Tensor:
-    """A copy with the same strides, gaps included: a slice of a wide projection stays one."""
-    copy = tensor.new_empty_strided(tensor.shape, tensor.stride())
-    return copy.copy_(tensor)
+    """A copy with the same strides, gaps and what lies in them included.
+
+    A slice of a wide projection stays one, and an expanded tensor stays expanded.
+    """
+    reach = sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    memory = tensor.as_strided((reach + 1 if tensor.numel() else 0,), (1,)).clone()
+    return memory.as_strided(tensor.shape, tensor.stride())
 
 
 def new_y(inputs: Inputs, problem: Problem) -> Tensor:

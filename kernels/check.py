@@ -136,8 +136,16 @@ def check_inputs(inputs: Inputs, dims: Dims, op: OpName) -> bool:
         same_device(name, tensor, x.device)
         has_dtype(name, tensor, (x.dtype,), "as x has: one dtype for all inputs")
         packed_tokens(name, tensor, lead)
+    for dim, size in dims.sizes.items():
+        if size == 0:
+            raise ShapeError(
+                dims.binder[dim],
+                "no dim of size 0",
+                f"{dim} = 0",
+                "skip the call: there is nothing to do",
+            )
     H, G, N, S = (dims.sizes[d] for d in ("H", "G", "N", "S"))
-    if G == 0 or H % G:
+    if H % G:
         raise ShapeError(
             "b", f"groups G dividing H = {H}", f"G = {G}", "choose G among the divisors of H"
         )
@@ -161,12 +169,19 @@ def check_params(params: Params, dims: Dims, x: Tensor) -> None:
         contiguous(name, tensor)
 
 
+def state_dtypes(x: Tensor) -> tuple[torch.dtype, ...]:
+    """The dtypes h may have; the first is the default."""
+    if x.dtype == torch.float64:
+        return (torch.float64,)
+    return torch.float32, torch.bfloat16, torch.float16
+
+
 def check_state(state: State, dims: Dims, x: Tensor) -> None:
-    """Shapes, dtypes, device and strides of a state, given or to be written."""
+    """Shapes, dtypes, device and strides of a state."""
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32
     dtypes = {
         "phi": (wide,),
-        "h": (wide,) if wide == torch.float64 else (torch.float32, torch.bfloat16, torch.float16),
+        "h": state_dtypes(x),
         "k": (x.dtype,),
         "x": (x.dtype,),
     }
@@ -201,6 +216,26 @@ def check_cu_seqlens(cu_seqlens: Tensor, dims: Dims, x: Tensor) -> tuple[int, ..
     if min(lengths) < 0:
         raise RangeError(name, "offsets that never fall", str(offsets), "sort the offsets")
     return lengths
+
+
+def check_indices(state_indices: Tensor, rows: int) -> None:
+    """Rows within the pool, none twice; on a GPU the caller's promise: reading them would wait."""
+    indices = state_indices.tolist()
+    if min(indices) < -1 or max(indices) >= rows:
+        raise RangeError(
+            "state_indices",
+            f"rows 0 to {rows - 1} of the pool, or -1",
+            f"{min(indices)} to {max(indices)}",
+            "pass the pool that these rows are of",
+        )
+    taken = [row for row in indices if row >= 0]
+    if len(set(taken)) < len(taken):
+        raise RangeError(
+            "state_indices",
+            "each row of the pool at most once",
+            str(indices),
+            "a row's state is updated in place: decode its tokens one after the other",
+        )
 
 
 def check_values(inputs: Inputs, options: Options) -> None:
@@ -249,14 +284,6 @@ def check_prefill(
     """The problem of a prefill call, or an error."""
     dims = Dims()
     theta_per_head = check_inputs(inputs, dims, "prefill")
-    if min(dims.sizes.values()) == 0:
-        empty = min(dims.sizes, key=lambda d: dims.sizes[d])
-        raise ShapeError(
-            dims.binder[empty],
-            "no dim of size 0",
-            f"{empty} = 0",
-            "skip the call: there is nothing to do",
-        )
     check_params(params, dims, inputs.x)
     check_options(options, params, inputs.x)
     capturing = inputs.x.is_cuda and torch.cuda.is_current_stream_capturing()
@@ -276,15 +303,23 @@ def check_prefill(
         check_state(state, dims, inputs.x)
     if not capturing:
         check_values(inputs, options)
-    wide = torch.float64 if inputs.x.dtype == torch.float64 else torch.float32
-    h_dtype = state_dtype or (wide if state is None else state.h.dtype)
+    if state_dtype is None:
+        state_dtype = state_dtypes(inputs.x)[0] if state is None else state.h.dtype
+    elif state_dtype not in state_dtypes(inputs.x):
+        names = " or ".join(dtype_name(d) for d in state_dtypes(inputs.x))
+        raise DtypeError(
+            "state_dtype",
+            f"{names} with {dtype_name(inputs.x.dtype)} inputs",
+            dtype_name(state_dtype),
+            "choose one of these",
+        )
     return _problem(
         "prefill",
         dims.sizes,
         inputs,
         params,
         options,
-        h_dtype,
+        state_dtype,
         theta_per_head,
         has_state=state is not None,
         lengths=lengths,
@@ -307,6 +342,8 @@ def check_decode(
         contiguous("state_indices", state_indices)
         dims.bind("state_indices", state_indices, "B")
     check_state(state, dims, inputs.x)
+    if state_indices is not None and state_indices.device.type == "cpu":
+        check_indices(state_indices, dims.sizes["rows"])
     if not (inputs.x.is_cuda and torch.cuda.is_current_stream_capturing()):
         check_values(inputs, options)
     pool = None if state_indices is None else dims.sizes["rows"]

@@ -9,7 +9,11 @@ class InputError(Mamba3Error, ValueError):
     """A tensor or option does not fit: `subject: expected ..., got ...; remedy`."""
 
     def __init__(self, subject: str, expected: str, got: str, remedy: str) -> None:
-        super().__init__(f"{subject}: expected {expected}, got {got}; {remedy}")
+        super().__init__(subject, expected, got, remedy)  # as given, so that it can be pickled
+
+    def __str__(self) -> str:
+        subject, expected, got, remedy = self.args
+        return f"{subject}: expected {expected}, got {got}; {remedy}"
 
 
 class ShapeError(InputError):
@@ -40,13 +44,21 @@ class UnsupportedError(Mamba3Error, NotImplementedError):
     """No implementation, or not the one asked for, takes this problem."""
 
     def __init__(self, op: str, backend: str, reason: str) -> None:
-        super().__init__(f"{op}: backend {backend!r} does not take this problem: {reason}")
+        super().__init__(op, backend, reason)
         self.reason = reason
+
+    def __str__(self) -> str:
+        op, backend, reason = self.args
+        return f"{op}: backend {backend!r} does not take this problem: {reason}"
 
 
 class BackendMissing(Mamba3Error, LookupError):
     """The backend asked for does not exist or cannot be loaded here."""
 
     def __init__(self, op: str, backend: str, reason: str) -> None:
-        super().__init__(f"{op}: backend {backend!r} is not available: {reason}")
+        super().__init__(op, backend, reason)
         self.reason = reason
+
+    def __str__(self) -> str:
+        op, backend, reason = self.args
+        return f"{op}: backend {backend!r} is not available: {reason}"

@@ -55,9 +55,9 @@ def decode(
 
     inputs: as for prefill without the dim L. state: (B, ...) or, with state_indices, a pool of
     rows.
-    state_indices: (B) int32, the pool row of each batch row; -1 marks a padding row, which is
-    neither read
-    nor written (its y is undefined).
+    state_indices: (B) int32, the pool row of each batch row, none twice; -1 marks a padding row,
+    which is neither read nor written (its y is undefined). Checked on the CPU only: a GPU's values
+    are the caller's promise.
     Returns y, (B, H, P) in the dtype of x, or (B, R, H, P) for R > 1 without params.mimo_o.
     Raises InputError for tensors that do not fit, UnsupportedError and BackendMissing for the
     backend.

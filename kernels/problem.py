@@ -116,6 +116,7 @@ class Problem:
     def bytes(self) -> int:
         """Fewest bytes through device memory: inputs read once, outputs and states written once."""
         act, h = self.dtype.itemsize, self.state_dtype.itemsize
+        wide = max(act, 4)  # angles and parameters
         per_token = (
             self.H * self.P * (1 + ("z" in self.optional))  # x, z
             + 2 * self.R * self.G * self.N  # b, c
@@ -124,13 +125,13 @@ class Problem:
             + self.H * self.P * (1 if self.reduced else self.R)  # y
         )
         rows = self.B if self.op == "decode" else self.sequences
-        small = 4 * self.H * self.S + act * self.H * (self.R * self.N + self.P)  # phi, k, x
+        small = wide * self.H * self.S + act * self.H * (self.R * self.N + self.P)  # phi, k, x
         state = rows * (h * self.H * self.P * self.N + small)
         moves = 2 if self.has_state else 1
-        return act * self.B * self.L * per_token + moves * state + self._param_bytes
+        return act * self.B * self.L * per_token + moves * state + wide * self._param_sizes
 
     @property
-    def _param_bytes(self) -> int:
+    def _param_sizes(self) -> int:
         sizes = {
             "dt_bias": self.H,
             "b_norm": self.N,
@@ -143,7 +144,7 @@ class Problem:
             "mimo_o": self.H * self.R * self.P,
             "out_norm": self.H * self.P,
         }
-        return 4 * sum(size for name, size in sizes.items() if name in self.optional)
+        return sum(size for name, size in sizes.items() if name in self.optional)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for a record: dtypes by name, options flattened as `option.<name>`."""

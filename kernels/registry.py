@@ -100,8 +100,8 @@ def unavailable(op: OpName, backend: str) -> str | None:
         return f"not a backend of {op}; there are {', '.join(backends(op))}"
     try:
         importlib.import_module(f"{__package__}.{MODULES[op, backend]}")
-    except ImportError as error:
-        return f"cannot import its DSL: {error}"
+    except Exception as error:  # a DSL that does not fit its own dependencies raises anything
+        return f"cannot import its DSL: {type(error).__name__}: {error}"
     return None
 
 

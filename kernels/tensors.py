@@ -27,7 +27,7 @@ class Tensors:
         return type(self)(**{name: function(name, tensor) for name, tensor in self.items()})
 
     def to(self, device: torch.device | str) -> Self:
-        """The same tensors on another device, strides kept."""
+        """The same tensors on another device; a view with gaps arrives packed."""
         return self.map(lambda _, tensor: tensor.to(device))
 
 

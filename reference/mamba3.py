@@ -16,6 +16,7 @@ from torch.nn.functional import silu, softplus
 
 EPS = 1e-5  # of every RMSNorm
 MIN_DECAY = 1e-4  # floor of -A
+LINEAR = 40.0  # softplus(u) = u above it, to float64 rounding
 
 Step = Literal["softplus", "activated"]
 Decay = Literal["heavy_tail", "softplus", "log_decay"]
@@ -100,7 +101,7 @@ def activate(
 
     dt = dt.double()
     if step == "softplus":
-        dt = softplus(dt if dt_bias is None else dt + dt_bias.double())
+        dt = softplus(dt if dt_bias is None else dt + dt_bias.double(), threshold=LINEAR)
 
     u = a.double()
     if decay == "log_decay":
@@ -109,7 +110,7 @@ def activate(
         # 1/(1 - u) is clamped to u <= 0 because `where` evaluates both branches
         log_decay = -torch.where(u >= 0, 1 + u, 1 / (1 - u.clamp(max=0))).clamp(min=MIN_DECAY) * dt
     else:
-        log_decay = -softplus(u).clamp(min=MIN_DECAY) * dt
+        log_decay = -softplus(u, threshold=LINEAR).clamp(min=MIN_DECAY) * dt
 
     def keys(v: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
         v = v.double()
