@@ -1,7 +1,7 @@
 """The per-token part of prefill in Triton: activations, norms, and decays summed within chunks.
 
-Its results are small next to the states: b and c are shared by the heads of a group, the rest is one
-number per token and head. Computed once here, they cost the main kernel no barriers.
+Its results are small: b and c are shared by the heads of a group, the rest is one number per token
+and head. Computed once here, they cost the main kernel no barriers.
 """
 
 import triton
@@ -55,7 +55,8 @@ def activate(
 
     bc (2, T, G, N): normalised b and c, in pairwise order.
     rate (T, RATES, S): tanh(theta) / 2, the turns per unit of step size (theta_t = pi tanh(theta)).
-    gates (4, H, T): D, gamma = lam D, the column weight w, and log2 of the decay since the chunk's start.
+    gates (4, H, T): D, gamma = lam D, the column weight w, and log2 of the decay since the chunk's
+    start.
     """
     i_seq, i_part = tl.program_id(1), tl.program_id(2)
     first, stop = sequence(cu_seqlens, i_seq, L)

@@ -1,4 +1,4 @@
-"""Device functions shared by the Triton kernels; right both compiled and under Triton's interpreter.
+"""Device functions of the Triton kernels, right both compiled and under Triton's interpreter.
 
 The interpreter (3.7.1) truncates when it rounds to bfloat16 and multiplies the bit patterns of
 bfloat16 operands; `cast` rounds to nearest even and `dot` multiplies the values.
@@ -27,7 +27,7 @@ def cast(v, dtype: tl.constexpr):
 
 @triton.jit
 def operand(v, dtype: tl.constexpr, PRECISION: tl.constexpr):
-    """Round v (float32) to an operand of `dot`; to tf32 (10 mantissa bits) where that is asked for."""
+    """Round v (float32) to an operand of `dot`: to dtype, or to tf32 (10 mantissa bits)."""
     if PRECISION == "tf32":
         bits = v.to(tl.uint32, bitcast=True)
         v = ((bits + 0xFFF + ((bits >> 13) & 1)) & 0xFFFFE000).to(tl.float32, bitcast=True)
@@ -135,7 +135,7 @@ def rotate(v, cos, sin, ROWS: tl.constexpr, S: tl.constexpr):
 
 @triton.jit
 def dim_of(o, S: tl.constexpr, N: tl.constexpr, HALF: tl.constexpr):
-    """The dim of b, c, k and h at position o of the pairwise order (u_0, v_0, u_1, v_1, ..., rest)."""
+    """The dim of b, c, k and h at position o of the pairwise order (u_0, v_0, u_1, ..., rest)."""
     if HALF:
         i = o // 2 + (o % 2) * (N // 2)
         dim = tl.where(o < 2 * S, i, tl.where(o < N // 2 + S, o - S, o))
