@@ -101,11 +101,11 @@ ACTIVATED = both(options(step="activated"), drop("dt_bias"))
 SHARED: list[Case] = [
     # shape
     ("fewer dims", inputs(x=lambda t: t[0]), ShapeError, ["x:", "P", "reshape"]),
-    ("other heads", inputs(dt=lambda t: t[..., :5]), ShapeError, ["dt:", "H=6", "5", "set by x"]),
-    ("other N", inputs(c=lambda t: t[..., :4]), ShapeError, ["c:", "N=8", "4", "set by b"]),
-    ("other rank", inputs(c=lambda t: t[..., :1, :, :]), ShapeError, ["c:", "R=2", "1", "by b"]),
-    ("other batch", inputs(lam=lambda t: t[:1]), ShapeError, ["lam:", "B=2", "1", "set by x"]),
-    ("other P of z", inputs(z=lambda t: t[..., :4]), ShapeError, ["z:", "P=5", "4", "set by x"]),
+    ("other heads", inputs(dt=lambda t: t[..., :5]), ShapeError, ["dt:", "H=6", "5", "x has"]),
+    ("other N", inputs(c=lambda t: t[..., :4]), ShapeError, ["c:", "N=8", "4", "b has"]),
+    ("other rank", inputs(c=lambda t: t[..., :1, :, :]), ShapeError, ["c:", "R=2", "1", "b has"]),
+    ("other batch", inputs(lam=lambda t: t[:1]), ShapeError, ["lam:", "B=2", "1", "x has"]),
+    ("other P of z", inputs(z=lambda t: t[..., :4]), ShapeError, ["z:", "P=5", "4", "x has"]),
     (
         "G does not divide H",
         inputs(b=lambda t: t.repeat_interleave(2, -2)[..., :4, :].contiguous(),
@@ -166,15 +166,15 @@ SHARED: list[Case] = [
     ("state of other N", other_state(N=16), ShapeError, ["state.h:", "N=8", "16"]),
     ("state of other P", other_state(P=8), ShapeError, ["state.h:", "P=5", "8"]),
     ("state of other heads", other_state(H=3), ShapeError, ["state.phi:", "H=6", "3"]),
-    ("state of other rank", other_state(R=1), ShapeError, ["state.k:", "R=2", "1", "set by b"]),
+    ("state of other rank", other_state(R=1), ShapeError, ["state.k:", "R=2", "1", "b has"]),
     ("state of other angles", other_state(S=2), ShapeError, ["state.phi:", "S=4", "2"]),
     ("state of other batch", other_state(rows=3), ShapeError,
-     ["state.phi:", "rows=2", "3", "set by x"]),
+     ["state.phi:", "rows=2", "3", "x has"]),
 ]  # fmt: skip
 
 PREFILL: list[Case] = [
     ("other length", inputs(a=lambda t: t[:, :22].contiguous()), ShapeError,
-     ["a:", "L=23", "22", "set by x"]),
+     ["a:", "L=23", "22", "x has"]),
     ("empty length", inputs(**{n: lambda t: t[:, :0] for n in Inputs.__slots__}),
      ShapeError, ["x:", "L = 0"]),
     ("every other token", inputs(**{n: lambda t: t[:, ::2] for n in Inputs.__slots__}),
@@ -194,7 +194,7 @@ PREFILL: list[Case] = [
      ShapeError, ["x:", "B = 1 with cu_seqlens", "B = 2", "pack"]),
     ("state for the batch, not the sequences",
      lambda a: cu_seqlens(0, 9, 20, 23)(a) | {"state": a["state"]},
-     ShapeError, ["state.phi:", "rows=3", "2", "set by cu_seqlens"]),
+     ShapeError, ["state.phi:", "rows=3", "2", "cu_seqlens has"]),
 ]  # fmt: skip
 
 DECODE: list[Case] = [
