@@ -7,13 +7,15 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mamba3_bench.kernels.call import Call
 from mamba3_bench.kernels.cases import make_call
 from mamba3_bench.kernels.problem import Options, Problem
 from mamba3_bench.kernels.torch.activations import TWO_PI, whole_turns_off
 from mamba3_bench.kernels.torch.precision import full_float32, to_tf32
-from mamba3_bench.kernels.torch.prefill import running_sum
+from mamba3_bench.kernels.torch.prefill import Config, running_sum
 
 Errors = Callable[[Call, Call], dict[str, float]]
 Run = Callable[..., Call]
@@ -59,6 +61,41 @@ def test_prefill_errors_are_those_of_rounded_operands(
         assert 0.1 * UNIT[dtype] < errors["state.h"] < 2 * UNIT[dtype]
     assert errors["state.phi"] < 64 * UNIT["float32"]
     assert errors["state.x"] == 0
+
+
+class Products(TorchDispatchMode):
+    """Keeps the operands of every matrix product made inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operands: list[Tensor] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (torch.ops.aten.bmm.default, torch.ops.aten.mm.default):
+            self.operands += args[:2]
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("R", [1, 4])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "tf32"])
+def test_every_operand_of_a_product_is_rounded(
+    make_problem: Callable[..., Problem], run: Run, seed: int, dtype: str, R: int
+) -> None:
+    """q, k, the masked scores, x, the carried state and the weighted x, in every chunk."""
+    problem = make_problem(
+        "prefill", R=R, P=32, N=64, S=16, L=50, has_state=False,
+        dtype=torch.float32 if dtype == "tf32" else getattr(torch, dtype),
+        options=Options(matmul="tf32" if dtype == "tf32" else "dtype"),
+    )  # fmt: skip
+    call = make_call(problem, seed)
+    with Products() as products:
+        run(call, "torch", Config(chunk_size=16))
+    chunks = 4
+    assert len(products.operands) >= chunks * 4 * 2
+    for operand in products.operands:
+        assert operand.dtype == torch.float32  # and so is the sum
+        kept = to_tf32(operand) if dtype == "tf32" else operand.to(problem.dtype).float()
+        assert torch.equal(operand, kept)
 
 
 @pytest.mark.parametrize("R", [1, 4])
