@@ -58,7 +58,7 @@ class Dims:
                     name,
                     self.show(dims),
                     str(tuple(tensor.shape)),
-                    f"{dim} = {known} was set by {first}",
+                    f"{first} has {dim} = {known}: give both the same {dim}",
                 )
 
     def show(self, dims: list[str]) -> str:
@@ -180,15 +180,15 @@ def check_state(state: State, dims: Dims, x: Tensor) -> None:
     """Shapes, dtypes, device and strides of a state."""
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32
     dtypes = {
-        "phi": (wide,),
-        "h": state_dtypes(x),
-        "k": (x.dtype,),
-        "x": (x.dtype,),
+        "phi": ((wide,), "angles are kept in full precision"),
+        "h": (state_dtypes(x), "the choices for a state"),
+        "k": ((x.dtype,), "the activations' dtype"),
+        "x": ((x.dtype,), "the activations' dtype"),
     }
     for name, tensor in state.items():
         dims.bind(f"state.{name}", tensor, STATE_DIMS[name])
         same_device(f"state.{name}", tensor, x.device)
-        has_dtype(f"state.{name}", tensor, dtypes[name], "see kernels/tensors.py")
+        has_dtype(f"state.{name}", tensor, *dtypes[name])
         contiguous(f"state.{name}", tensor)
 
 

@@ -1,0 +1,162 @@
+"""Choosing a backend: by name, automatically, and with a reason whenever one is not taken."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from mamba3_bench.kernels import registry
+from mamba3_bench.kernels.call import Call
+from mamba3_bench.kernels.cases import make_call
+from mamba3_bench.kernels.errors import BackendMissing, UnsupportedError
+from mamba3_bench.kernels.ops import decode, prefill
+from mamba3_bench.kernels.problem import Problem
+
+MakeProblem = Callable[..., Problem]
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def modules(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[tuple[str, str], str]]:
+    """A registry of the torch and reference backends alone, to add to; put back afterwards."""
+    kept = {key: path for key, path in registry.MODULES.items() if path.startswith("torch.")}
+    monkeypatch.setattr(registry, "MODULES", kept)
+    monkeypatch.setattr(registry, "_registered", dict(registry._registered))
+    registry.unavailable.cache_clear()
+    yield kept
+    registry.unavailable.cache_clear()
+
+
+def add(
+    modules: dict[tuple[str, str], str], backend: str, reason: str | None, first: bool = True
+) -> list[Any]:
+    """Register a prefill that notes its configs, refuses with a reason, and goes first or last."""
+    seen: list[Any] = []
+
+    @registry.implements(
+        "prefill", backend,
+        supports=lambda problem, device: reason,
+        configs=lambda problem, device: iter(["best", "second"]),
+    )  # fmt: skip
+    def run(call: Call, config: Any) -> None:
+        seen.append(config)
+        call.y.fill_(3)
+
+    others = dict(modules)
+    modules.clear()
+    entry = {("prefill", backend): "torch.prefill"}  # any module that can be imported
+    modules.update(entry | others if first else others | entry)
+    return seen
+
+
+def test_an_unknown_backend_names_those_there_are(make_problem: MakeProblem, seed: int) -> None:
+    """Both ops, each with its own list."""
+    call = make_call(make_problem("prefill"), seed)
+    with pytest.raises(BackendMissing, match="'cuda' is not available: not a backend of prefill"):
+        prefill(call.inputs, call.params, backend="cuda")
+    step = make_call(make_problem("decode"), seed)
+    assert step.state is not None
+    with pytest.raises(BackendMissing, match=r"there are .*torch, reference"):
+        decode(step.inputs, step.params, step.state, backend="cuda")
+
+
+def test_a_missing_dsl_is_a_reason(
+    modules: dict[tuple[str, str], str], make_problem: MakeProblem, seed: int
+) -> None:
+    """Its backend stays listed, cannot be got, says why, and `auto` goes on to the next."""
+    modules["prefill", "absent"] = "absent.prefill"
+    reason = registry.unavailable("prefill", "absent")
+    assert reason is not None
+    assert "cannot import its DSL: ModuleNotFoundError" in reason
+    assert "absent" in registry.backends("prefill")
+    problem = make_problem("prefill")
+    assert registry.refusal("prefill", "absent", problem, CPU) == reason
+    with pytest.raises(BackendMissing, match="cannot import its DSL") as caught:
+        registry.get("prefill", "absent")
+    assert caught.value.reason == reason
+    call = make_call(problem, seed)
+    with pytest.raises(BackendMissing, match="cannot import its DSL"):
+        prefill(call.inputs, call.params, backend="absent")
+    assert registry.choose("prefill", "auto", problem, CPU).backend == "torch"
+
+
+@pytest.mark.parametrize("error", [OSError("no libcuda"), AttributeError("cannot find symbol")])
+def test_a_broken_dsl_is_a_reason(
+    modules: dict[tuple[str, str], str], monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """A DSL that raises something else while it loads does not end the run either."""
+    modules["prefill", "broken"] = "broken.prefill"
+
+    def fail(name: str) -> None:
+        assert name == "mamba3_bench.kernels.broken.prefill"
+        raise error
+
+    monkeypatch.setattr(registry.importlib, "import_module", fail)
+    reason = registry.unavailable("prefill", "broken")
+    assert reason == f"cannot import its DSL: {type(error).__name__}: {error}"
+
+
+def test_a_refused_problem_says_why(
+    modules: dict[tuple[str, str], str], make_problem: MakeProblem, seed: int
+) -> None:
+    """By name it is an error; nothing runs."""
+    seen = add(modules, "picky", "N = 8 is too small")
+    call = make_call(make_problem("prefill"), seed)
+    with pytest.raises(UnsupportedError, match=r"'picky' does not take .*: N = 8 is too small"):
+        prefill(call.inputs, call.params, backend="picky")
+    assert seen == []
+
+
+@pytest.mark.parametrize(
+    ("reason", "first", "chosen"),
+    [(None, True, "new"), (None, False, "torch"), ("no", True, "torch")],
+)
+def test_auto_takes_the_first_that_supports(
+    modules: dict[tuple[str, str], str],
+    make_problem: MakeProblem,
+    reason: str | None,
+    first: bool,
+    chosen: str,
+) -> None:
+    """In the order of the table, over those that refuse."""
+    add(modules, "new", reason, first)
+    assert registry.choose("prefill", "auto", make_problem("prefill"), CPU).backend == chosen
+
+
+def test_auto_never_takes_the_reference(
+    modules: dict[tuple[str, str], str], make_problem: MakeProblem, seed: int
+) -> None:
+    """Where all others refuse, the error lists each with its reason."""
+    del modules["prefill", "torch"]
+    add(modules, "picky", "N = 8 is too small")
+    modules["prefill", "absent"] = "absent.prefill"
+    call = make_call(make_problem("prefill"), seed)
+    with pytest.raises(UnsupportedError) as caught:
+        prefill(call.inputs, call.params)
+    assert "picky: N = 8 is too small; absent: cannot import its DSL" in caught.value.reason
+    assert "reference" not in caught.value.reason
+
+
+def test_the_first_config_is_the_default(
+    modules: dict[tuple[str, str], str], make_problem: MakeProblem, seed: int
+) -> None:
+    """And one that is given goes through unchanged; the result is what the backend wrote."""
+    seen = add(modules, "new", None)
+    call = make_call(make_problem("prefill"), seed)
+    y, _ = prefill(call.inputs, call.params)
+    prefill(call.inputs, call.params, config="second")
+    assert seen == ["best", "second"]
+    assert bool((y == 3).all())
+
+
+@pytest.mark.parametrize("op", ["prefill", "decode"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_torch_and_reference_take_everything(
+    make_problem: MakeProblem, op: Any, dtype: torch.dtype
+) -> None:
+    """Any problem has a truth, a yardstick, and a default without a GPU."""
+    problem = make_problem(op, dtype=dtype, P=3, N=12, S=6, R=5, G=2)
+    for backend in ("torch", "reference"):
+        assert registry.refusal(op, backend, problem, CPU) is None
+    assert registry.choose(op, "auto", problem, CPU).backend == "torch"
