@@ -1,0 +1,86 @@
+"""What this GPU can do at most, measured in the run itself: nothing is read from a data sheet."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from .graphs import graph_time
+from .records import Times
+
+COPY_BYTES = 1 << 30
+MATMULS = {"bfloat16": 8192, "float16": 8192, "tf32": 8192, "float32": 4096}  # dtype: edge
+# A kernel that mostly reads is spared the turn-arounds of DRAM that a copy pays: at the pins an
+# H100 has 3.35 TB/s where a copy reaches 3.0.
+READ_MARGIN = 1.15
+FLOOR_MARGIN = 0.8
+
+
+def measure(device: torch.device) -> dict[str, float]:
+    """Copy rate, matmul rate by dtype, and the time of an empty kernel, all by graph replay.
+
+    copy_bytes_per_s: device to device, read and written bytes both counted.
+    matmul_flops_per_s.<dtype>: of square products. kernel_floor_us: of one kernel among many that
+    write one element each.
+    """
+    source = torch.zeros(COPY_BYTES, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    found = {"copy_bytes_per_s": 2 * COPY_BYTES / graph_time(lambda: _copy(target, source), 4)}
+    del source, target
+    for name, edge in MATMULS.items():
+        dtype = torch.float32 if name == "tf32" else getattr(torch, name)
+        left = torch.randn(edge, edge, device=device).to(dtype)
+        right = torch.randn(edge, edge, device=device).to(dtype)
+        out = torch.empty_like(left)
+        with float32_products("tf32" if name == "tf32" else "ieee"):
+            seconds = graph_time(lambda a=left, b=right, o=out: _multiply(a, b, o), 4)  # type: ignore[misc]
+        found[f"matmul_flops_per_s.{name}"] = 2 * edge**3 / seconds
+        del left, right, out
+    one = torch.zeros(1, device=device)
+    found["kernel_floor_us"] = 1e6 * graph_time(lambda: _touch(one), 500)
+    torch.cuda.empty_cache()
+    return found
+
+
+def too_fast(times: Times, nbytes: int, ceilings: dict[str, float]) -> str | None:
+    """Why a cold time cannot be true, or None. FLOPs are no limit: they depend on the algorithm.
+
+    nbytes: what any implementation must move through memory.
+    """
+    if times.cold is None:
+        return None
+    seconds = times.cold.median * 1e-6
+    rate, limit = nbytes / seconds, ceilings["copy_bytes_per_s"]
+    if rate > READ_MARGIN * limit:
+        return (
+            f"faster than memory: {nbytes} bytes in {times.cold.median:.3g} us are "
+            f"{rate / 1e12:.3g} TB/s, a copy reaches {limit / 1e12:.3g}; the time is not kept"
+        )
+    floor = ceilings["kernel_floor_us"]
+    if times.cold.median < FLOOR_MARGIN * floor:
+        return f"faster than an empty kernel: {times.cold.median:.3g} us against {floor:.3g} us"
+    return None
+
+
+@contextmanager
+def float32_products(precision: str) -> Iterator[None]:
+    """How float32 matrix products are computed inside: `tf32` or `ieee`."""
+    matmul = torch.backends.cuda.matmul
+    before = matmul.fp32_precision
+    matmul.fp32_precision = precision
+    try:
+        yield
+    finally:
+        matmul.fp32_precision = before
+
+
+def _copy(target: torch.Tensor, source: torch.Tensor) -> None:
+    target.copy_(source)
+
+
+def _multiply(left: torch.Tensor, right: torch.Tensor, out: torch.Tensor) -> None:
+    torch.mm(left, right, out=out)
+
+
+def _touch(one: torch.Tensor) -> None:
+    one.fill_(1.0)

@@ -1,0 +1,310 @@
+"""Device time on a GPU: replays of CUDA graphs over clones of a call, rivals interleaved.
+
+Why so:
+- A graph takes the host out: a replay is one launch, however many calls it holds, so what lies
+  between its two events is device time. The first kernel's launch is shared by all calls of the
+  graph.
+- Cold: the graph runs the call once on each of several clones, inputs and states alike, that
+  together exceed the L2 COLD = 4 times. Twice would do with least-recently-used replacement; a
+  cache that evicts at random, cycled over F times its size, still hits a share h = exp(-(1 - h) F)
+  of its accesses: 20 % for F = 2, 2 % for F = 4. Fewer than 2 times is no cold number.
+- Warm: the graph runs the call many times on one clone, after an untimed replay.
+- A sample lasts about TARGET_S: events resolve about 0.5 us, and a graph's launch costs a few.
+- A replay is proved: outputs are poisoned, the graph is replayed once, and every clone must hold,
+  bit for bit, what as many eager runs leave (finite numbers, for an implementation that does not
+  claim repeatability). A launch on another stream than the captured one shows up here as NaN.
+- After the samples the same graph gets inputs of another seed in the same buffers, and its results
+  are judged by the gate again: neither a stale nor a remembered output can pass.
+- In-place states move on with each replay. They contract, so the time does not depend on it; before
+  every proof they are put back.
+- Samples come in blocks of about BLOCK_S. While a block runs, NVML is asked for the SM clock and
+  the throttle reasons; a block under thermal or supply slowdown is dropped and counted.
+"""
+
+import math
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..kernels.call import Call
+from .buffers import allocated_bytes, differing, restore, snapshot, touched_bytes
+from .clocks import Clocks
+from .gate import Gate, Verdict
+from .records import Samples, Times
+from .timing import COUNT, Run, host_time, order, summarise, turns
+
+COLD = 4  # clones exceed the L2 this many times
+LEAST_COLD = 2
+TARGET_S = 200e-6  # of a sample
+FASTEST = 5e12  # bytes/s that no call exceeds: with it, enough clones for TARGET_S are made
+LONGEST_S = 50e-3  # of a cold sample, where fewer clones are still cold
+BLOCK_S = 10e-3
+WARM_UP_S = 0.1  # of replays before the first sample: clocks rise from idle in tens of ms
+CLONES = 1000
+MEMORY_SHARE = 0.6  # of the free memory that clones may take
+PATIENCE_S = (1.0, 4.0, 10.0)  # pauses when throttling leaves too few samples
+
+
+class NotTimed(Exception):
+    """Why a right result has no device time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Replay:
+    """A captured graph over some clones, each run `rounds` times."""
+
+    graph: torch.cuda.CUDAGraph
+    clones: list[Call]
+    rounds: int
+
+    @property
+    def calls(self) -> int:
+        """Calls in one replay."""
+        return len(self.clones) * self.rounds
+
+
+@dataclass(frozen=True, slots=True)
+class Contender:
+    """One implementation, captured and proved."""
+
+    run: Run
+    deterministic: bool
+    cold: Replay | None
+    warm: Replay
+
+
+@dataclass(frozen=True, slots=True)
+class Raw:
+    """Interleaved samples in us per call: `spent[i][j]` is rival i's j-th; dropped per rival."""
+
+    spent: list[list[float]]
+    dropped: int
+    sm_clock_mhz: float | None
+
+
+class GraphBench:
+    """Times any number of implementations of one call on the same clones."""
+
+    def __init__(self, pristine: Call) -> None:
+        """Make the clones; raises torch.OutOfMemoryError if not even one fits."""
+        self.device = pristine.y.device
+        self.pristine = pristine
+        self.stream = torch.cuda.Stream(self.device)
+        self.clocks = Clocks(self.device)
+        l2 = torch.cuda.get_device_properties(self.device).L2_cache_size
+        touched = touched_bytes(pristine)
+        self.fewest = math.ceil(COLD * l2 / touched)
+        self.least = math.ceil(LEAST_COLD * l2 / touched)
+        wanted = max(self.fewest, math.ceil(TARGET_S * FASTEST / touched))
+        free, _ = torch.cuda.mem_get_info(self.device)
+        room = int(MEMORY_SHARE * free / allocated_bytes(pristine))
+        self.clones = [pristine.clone() for _ in range(max(1, min(wanted, room, CLONES)))]
+        self.contenders: list[Contender] = []
+
+    def add(self, run: Run, *, deterministic: bool) -> None:
+        """Capture an implementation and prove its replays; raises NotTimed with a reason."""
+        seconds = self._eager_seconds(run)
+        count = max(self.fewest, math.ceil(LONGEST_S / seconds))
+        clones = self.clones[:count]
+        cold = None
+        if len(clones) >= self.least:
+            cold = self._captured(run, clones, 1)
+            self._prove(run, cold, deterministic)
+            seconds = self._seconds(cold)
+        rounds = min(max(1, math.ceil(TARGET_S / seconds)), CLONES)
+        warm = self._captured(run, self.clones[:1], rounds)
+        self._prove(run, warm, deterministic)
+        self.contenders.append(Contender(run, deterministic, cold, warm))
+
+    def measure(self, budget_s: float) -> list[Times]:
+        """Device times of all contenders interleaved, then host times; `budget_s` for each."""
+        cold: dict[int, Samples] = {}
+        indices = [i for i, one in enumerate(self.contenders) if one.cold is not None]
+        replays = [one.cold for one in self.contenders if one.cold is not None]
+        clocks = []
+        if replays:
+            raw = self.interleave(replays, budget_s)
+            clocks.append(raw.sm_clock_mhz)
+            cold = {i: summarise(s, raw.dropped) for i, s in zip(indices, raw.spent, strict=True)}
+        raw = self.interleave([one.warm for one in self.contenders], budget_s / 2, settle=True)
+        clocks.append(raw.sm_clock_mhz)
+        warm = [summarise(samples, raw.dropped) for samples in raw.spent]
+        return [
+            Times("cuda", cold.get(i), warm[i], host_time(one.run, self.clones[0], self._wait), clocks[0])
+            for i, one in enumerate(self.contenders)
+        ]
+
+    def interleave(self, replays: Sequence[Replay], budget_s: float, *, settle: bool = False) -> Raw:
+        """Samples of several graphs, A B B A; with `settle`, each after an untimed replay.
+
+        Raises NotTimed if throttling leaves too few samples.
+        """
+        seconds = [self._seconds(replay) * replay.calls for replay in replays]
+        self._warm_up(replays)
+        wanted = turns(seconds, budget_s, COUNT)
+        per_block = max(1, round(BLOCK_S / sum(seconds)))
+        spent: list[list[float]] = [[] for _ in replays]
+        clocks, dropped, reasons = [], 0, set[str]()
+        pauses = iter(PATIENCE_S)
+        done = 0
+        while done < wanted:
+            block = self._block(replays, range(done, min(done + per_block, wanted)), settle)
+            reading = self.clocks.read()  # the queue is full: the GPU is busy with the block
+            self._wait()
+            if reading.throttled:
+                dropped += len(block[0])
+                reasons |= set(reading.throttled)
+                if dropped >= wanted:
+                    pause = next(pauses, None)
+                    if pause is None:
+                        why = f"throttled in every sample: {', '.join(sorted(reasons))}"
+                        raise NotTimed(why)
+                    time.sleep(pause)
+                continue
+            done += len(block[0])
+            clocks += [] if reading.sm_mhz is None else [reading.sm_mhz]
+            for i, pairs in enumerate(block):
+                spent[i] += [a.elapsed_time(b) * 1e3 / replays[i].calls for a, b in pairs]
+        return Raw(spent, dropped, statistics.median(clocks) if clocks else None)
+
+    def recheck(self, index: int, fresh: Gate, *, rival: bool = False) -> Verdict:
+        """Judge what the timed graph of a contender makes of other inputs in its buffers."""
+        one = self.contenders[index]
+        replay = one.cold or one.warm
+        if replay.rounds > 1 and fresh.pristine.final is fresh.pristine.state:
+            # a warm graph alone, of a state updated in place: capture a single step anew
+            replay = self._captured(one.run, replay.clones, 1)
+        self._replay_from(fresh.pristine, replay)
+        first, *others = replay.clones
+        verdict = fresh.judge(first, rival=rival)
+        if verdict.status == "wrong":
+            return verdict
+        expected = first.outputs()
+        for clone in others:
+            fault = self._fault(clone, expected, one.deterministic)
+            if fault:
+                return Verdict("wrong", f"after timing, {fault}", verdict.errors)
+        return verdict
+
+    def _prove(self, run: Run, replay: Replay, deterministic: bool) -> None:
+        """Replay once on poisoned outputs and compare with eager runs."""
+        first = replay.clones[0]
+        restore(first, self.pristine)
+        first.poison()
+        for _ in range(replay.rounds):
+            run(first)
+        self._wait()
+        expected = snapshot(first)
+        self._replay_from(self.pristine, replay)
+        for clone in replay.clones:
+            fault = self._fault(clone, expected, deterministic)
+            if fault:
+                raise NotTimed(f"a graph replay does not do what an eager run does: {fault}")
+
+    def _fault(self, clone: Call, expected: dict[str, Tensor], deterministic: bool) -> str:
+        """How a clone's outputs differ from what they should be; empty if they do not."""
+        outputs = clone.outputs()
+        if deterministic:
+            differ = differing(outputs, expected)
+            return f"{', '.join(differ)} of a clone differ" if differ else ""
+        bad = [
+            name
+            for name, tensor in outputs.items()
+            if not torch.equal(tensor.isfinite(), expected[name].isfinite())
+        ]
+        return f"{', '.join(bad)} of a clone not finite" if bad else ""
+
+    def _replay_from(self, source: Call, replay: Replay) -> None:
+        """Put the values of a call into the clones, poison their outputs and replay once."""
+        for clone in replay.clones:
+            restore(clone, source)
+            clone.poison()
+        self._wait()
+        with torch.cuda.stream(self.stream):
+            replay.graph.replay()
+        self._wait()
+
+    def _captured(self, run: Run, clones: list[Call], rounds: int) -> Replay:
+        """Capture the calls in one graph, after an eager run on the capturing stream."""
+        with torch.cuda.stream(self.stream):
+            run(clones[0])
+        self._wait()
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph, stream=self.stream):
+                for _ in range(rounds):
+                    for clone in clones:
+                        run(clone)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            text = " ".join(str(error).split())[:300]
+            raise NotTimed(f"it cannot be captured in a CUDA graph: {text}") from error
+        return Replay(graph, clones, rounds)
+
+    def _eager_seconds(self, run: Run) -> float:
+        """Rough time of one eager call, host time included."""
+        run(self.clones[0])
+        self._wait()
+        begin = time.perf_counter()
+        run(self.clones[0])
+        self._wait()
+        return time.perf_counter() - begin
+
+    def _seconds(self, replay: Replay) -> float:
+        """Rough device time of one call in a replay, the second of two."""
+        (_, pair), = self._block([replay], range(2), settle=False)
+        self._wait()
+        return max(pair[0].elapsed_time(pair[1]) * 1e-3 / replay.calls, 1e-7)
+
+    def _warm_up(self, replays: Sequence[Replay]) -> None:
+        begin = time.perf_counter()
+        while time.perf_counter() - begin < WARM_UP_S:
+            self._block(replays, range(1), settle=False)
+            self._wait()
+
+    def _block(
+        self, replays: Sequence[Replay], numbers: range, settle: bool
+    ) -> list[list[tuple[torch.cuda.Event, torch.cuda.Event]]]:
+        """Queue some turns of samples without waiting; returns each rival's pairs of events."""
+        pairs: list[list[tuple[torch.cuda.Event, torch.cuda.Event]]] = [[] for _ in replays]
+        with torch.cuda.stream(self.stream):
+            for turn in numbers:
+                for i in order(len(replays), turn):
+                    if settle:
+                        replays[i].graph.replay()
+                    before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+                    before.record(self.stream)
+                    replays[i].graph.replay()
+                    after.record(self.stream)
+                    pairs[i].append((before, after))
+        return pairs
+
+    def _wait(self) -> None:
+        torch.cuda.synchronize(self.device)
+
+
+def graph_time(run: Callable[[], None], calls: int, samples: int = 20) -> float:
+    """Median seconds of one of `calls` runs in a graph; for ceilings."""
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        run()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=stream):
+        for _ in range(calls):
+            run()
+    spent = []
+    with torch.cuda.stream(stream):
+        for _ in range(samples + 3):
+            before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            before.record(stream)
+            graph.replay()
+            after.record(stream)
+            spent.append((before, after))
+    torch.cuda.synchronize()
+    return statistics.median(a.elapsed_time(b) for a, b in spent[3:]) * 1e-3 / calls
