@@ -29,7 +29,7 @@ def allocated_bytes(call: Call) -> int:
 
 
 def restore(call: Call, source: Call) -> None:
-    """Copy every tensor of `source`, another call of the same problem, into the buffers of `call`."""
+    """Copy every tensor of `source`, a call of the same problem, into the buffers of `call`."""
     copied = set()
     for tensor, fresh in zip(tensors(call).values(), tensors(source).values(), strict=True):
         address = tensor.untyped_storage().data_ptr()

@@ -1,11 +1,13 @@
 """What this GPU can do at most, measured in the run itself: nothing is read from a data sheet."""
 
-from collections.abc import Iterator
+import statistics
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 
-from .graphs import graph_time
+from .events import Span, new_stream
 from .records import Times
 
 COPY_BYTES = 1 << 30
@@ -23,23 +25,45 @@ def measure(device: torch.device) -> dict[str, float]:
     matmul_flops_per_s.<dtype>: of square products. kernel_floor_us: of one kernel among many that
     write one element each.
     """
-    source = torch.zeros(COPY_BYTES, dtype=torch.uint8, device=device)
+    source = torch.zeros(COPY_BYTES // 4, dtype=torch.float32, device=device)
     target = torch.empty_like(source)
-    found = {"copy_bytes_per_s": 2 * COPY_BYTES / graph_time(lambda: _copy(target, source), 4)}
-    del source, target
+    # the driver's copy and a copying kernel: now the one, now the other is faster
+    copies = (partial(target.copy_, source), partial(torch.neg, source, out=target))
+    best = min(event_time(copy) for copy in copies)
+    found = {"copy_bytes_per_s": 2 * COPY_BYTES / best}
+    del source, target, copies
     for name, edge in MATMULS.items():
         dtype = torch.float32 if name == "tf32" else getattr(torch, name)
-        left = torch.randn(edge, edge, device=device).to(dtype)
-        right = torch.randn(edge, edge, device=device).to(dtype)
+        left, right = (torch.randn(edge, edge, device=device).to(dtype) for _ in range(2))
         out = torch.empty_like(left)
         with float32_products("tf32" if name == "tf32" else "ieee"):
-            seconds = graph_time(lambda a=left, b=right, o=out: _multiply(a, b, o), 4)  # type: ignore[misc]
+            seconds = event_time(partial(torch.mm, left, right, out=out))
         found[f"matmul_flops_per_s.{name}"] = 2 * edge**3 / seconds
         del left, right, out
-    one = torch.zeros(1, device=device)
-    found["kernel_floor_us"] = 1e6 * graph_time(lambda: _touch(one), 500)
+    found["kernel_floor_us"] = 1e6 * floor_time(device)
     torch.cuda.empty_cache()
     return found
+
+
+def event_time(run: Callable[[], object], samples: int = 20) -> float:
+    """Median seconds of a run that is long beside its launch."""
+    spans = [Span.around(run) for _ in range(samples + 3)]
+    torch.cuda.synchronize()
+    return statistics.median(span.seconds() for span in spans[3:])
+
+
+def floor_time(device: torch.device, kernels: int = 500) -> float:
+    """Seconds of a kernel that writes one element, among many in a graph."""
+    one = torch.zeros(1, device=device)
+    stream = new_stream(device)
+    with torch.cuda.stream(stream):
+        one.fill_(1.0)
+    torch.cuda.synchronize(device)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=stream):
+        for _ in range(kernels):
+            one.fill_(1.0)
+    return event_time(graph.replay) / kernels
 
 
 def too_fast(times: Times, nbytes: int, ceilings: dict[str, float]) -> str | None:
@@ -72,15 +96,3 @@ def float32_products(precision: str) -> Iterator[None]:
         yield
     finally:
         matmul.fp32_precision = before
-
-
-def _copy(target: torch.Tensor, source: torch.Tensor) -> None:
-    target.copy_(source)
-
-
-def _multiply(left: torch.Tensor, right: torch.Tensor, out: torch.Tensor) -> None:
-    torch.mm(left, right, out=out)
-
-
-def _touch(one: torch.Tensor) -> None:
-    one.fill_(1.0)

@@ -24,7 +24,7 @@ Why so:
 import math
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -33,6 +33,7 @@ from torch import Tensor
 from ..kernels.call import Call
 from .buffers import allocated_bytes, differing, restore, snapshot, touched_bytes
 from .clocks import Clocks
+from .events import Span, new_stream
 from .gate import Gate, Verdict
 from .records import Samples, Times
 from .timing import COUNT, Run, host_time, order, summarise, turns
@@ -49,8 +50,16 @@ MEMORY_SHARE = 0.6  # of the free memory that clones may take
 PATIENCE_S = (1.0, 4.0, 10.0)  # pauses when throttling leaves too few samples
 
 
-class NotTimed(Exception):
-    """Why a right result has no device time."""
+class NotCaptured(Exception):
+    """The implementation cannot be captured in a graph: right, but without a device time."""
+
+
+class FalseReplay(Exception):
+    """A replay does not do what an eager run does."""
+
+
+class Throttled(Exception):
+    """The GPU was too hot to be measured."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +102,7 @@ class GraphBench:
         """Make the clones; raises torch.OutOfMemoryError if not even one fits."""
         self.device = pristine.y.device
         self.pristine = pristine
-        self.stream = torch.cuda.Stream(self.device)
+        self.stream = new_stream(self.device)
         self.clocks = Clocks(self.device)
         l2 = torch.cuda.get_device_properties(self.device).L2_cache_size
         touched = touched_bytes(pristine)
@@ -106,7 +115,10 @@ class GraphBench:
         self.contenders: list[Contender] = []
 
     def add(self, run: Run, *, deterministic: bool) -> None:
-        """Capture an implementation and prove its replays; raises NotTimed with a reason."""
+        """Capture an implementation and prove its replays.
+
+        Raises NotCaptured or FalseReplay, with the reason.
+        """
         seconds = self._eager_seconds(run)
         count = max(self.fewest, math.ceil(LONGEST_S / seconds))
         clones = self.clones[:count]
@@ -134,14 +146,22 @@ class GraphBench:
         clocks.append(raw.sm_clock_mhz)
         warm = [summarise(samples, raw.dropped) for samples in raw.spent]
         return [
-            Times("cuda", cold.get(i), warm[i], host_time(one.run, self.clones[0], self._wait), clocks[0])
+            Times(
+                "cuda",
+                cold.get(i),
+                warm[i],
+                host_time(one.run, self.clones[0], self._wait),
+                clocks[0],
+            )
             for i, one in enumerate(self.contenders)
         ]
 
-    def interleave(self, replays: Sequence[Replay], budget_s: float, *, settle: bool = False) -> Raw:
+    def interleave(
+        self, replays: Sequence[Replay], budget_s: float, *, settle: bool = False
+    ) -> Raw:
         """Samples of several graphs, A B B A; with `settle`, each after an untimed replay.
 
-        Raises NotTimed if throttling leaves too few samples.
+        Raises Throttled if that leaves too few samples.
         """
         seconds = [self._seconds(replay) * replay.calls for replay in replays]
         self._warm_up(replays)
@@ -161,14 +181,13 @@ class GraphBench:
                 if dropped >= wanted:
                     pause = next(pauses, None)
                     if pause is None:
-                        why = f"throttled in every sample: {', '.join(sorted(reasons))}"
-                        raise NotTimed(why)
+                        raise Throttled(f"throttled too often: {', '.join(sorted(reasons))}")
                     time.sleep(pause)
                 continue
             done += len(block[0])
             clocks += [] if reading.sm_mhz is None else [reading.sm_mhz]
-            for i, pairs in enumerate(block):
-                spent[i] += [a.elapsed_time(b) * 1e3 / replays[i].calls for a, b in pairs]
+            for i, spans in enumerate(block):
+                spent[i] += [span.seconds() * 1e6 / replays[i].calls for span in spans]
         return Raw(spent, dropped, statistics.median(clocks) if clocks else None)
 
     def recheck(self, index: int, fresh: Gate, *, rival: bool = False) -> Verdict:
@@ -203,7 +222,7 @@ class GraphBench:
         for clone in replay.clones:
             fault = self._fault(clone, expected, deterministic)
             if fault:
-                raise NotTimed(f"a graph replay does not do what an eager run does: {fault}")
+                raise FalseReplay(f"a graph replay does not do what eager runs do: {fault}")
 
     def _fault(self, clone: Call, expected: dict[str, Tensor], deterministic: bool) -> str:
         """How a clone's outputs differ from what they should be; empty if they do not."""
@@ -243,7 +262,7 @@ class GraphBench:
             raise
         except Exception as error:
             text = " ".join(str(error).split())[:300]
-            raise NotTimed(f"it cannot be captured in a CUDA graph: {text}") from error
+            raise NotCaptured(f"it cannot be captured in a CUDA graph: {text}") from error
         return Replay(graph, clones, rounds)
 
     def _eager_seconds(self, run: Run) -> float:
@@ -257,9 +276,9 @@ class GraphBench:
 
     def _seconds(self, replay: Replay) -> float:
         """Rough device time of one call in a replay, the second of two."""
-        (_, pair), = self._block([replay], range(2), settle=False)
+        ((_, span),) = self._block([replay], range(2), settle=False)
         self._wait()
-        return max(pair[0].elapsed_time(pair[1]) * 1e-3 / replay.calls, 1e-7)
+        return max(span.seconds() / replay.calls, 1e-7)
 
     def _warm_up(self, replays: Sequence[Replay]) -> None:
         begin = time.perf_counter()
@@ -267,44 +286,16 @@ class GraphBench:
             self._block(replays, range(1), settle=False)
             self._wait()
 
-    def _block(
-        self, replays: Sequence[Replay], numbers: range, settle: bool
-    ) -> list[list[tuple[torch.cuda.Event, torch.cuda.Event]]]:
-        """Queue some turns of samples without waiting; returns each rival's pairs of events."""
-        pairs: list[list[tuple[torch.cuda.Event, torch.cuda.Event]]] = [[] for _ in replays]
+    def _block(self, replays: Sequence[Replay], numbers: range, settle: bool) -> list[list[Span]]:
+        """Queue some turns of samples without waiting; returns the spans of each rival."""
+        spans: list[list[Span]] = [[] for _ in replays]
         with torch.cuda.stream(self.stream):
             for turn in numbers:
                 for i in order(len(replays), turn):
                     if settle:
                         replays[i].graph.replay()
-                    before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-                    before.record(self.stream)
-                    replays[i].graph.replay()
-                    after.record(self.stream)
-                    pairs[i].append((before, after))
-        return pairs
+                    spans[i].append(Span.around(replays[i].graph.replay))
+        return spans
 
     def _wait(self) -> None:
         torch.cuda.synchronize(self.device)
-
-
-def graph_time(run: Callable[[], None], calls: int, samples: int = 20) -> float:
-    """Median seconds of one of `calls` runs in a graph; for ceilings."""
-    stream = torch.cuda.Stream()
-    with torch.cuda.stream(stream):
-        run()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=stream):
-        for _ in range(calls):
-            run()
-    spent = []
-    with torch.cuda.stream(stream):
-        for _ in range(samples + 3):
-            before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            before.record(stream)
-            graph.replay()
-            after.record(stream)
-            spent.append((before, after))
-    torch.cuda.synchronize()
-    return statistics.median(a.elapsed_time(b) for a, b in spent[3:]) * 1e-3 / calls

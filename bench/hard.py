@@ -56,7 +56,6 @@ def hard_cases(problem: Problem) -> list[HardCase]:
             HardCase(replace(rows, pool=5), "typical", padding=True),
         ]
     fresh, carried = replace(small, has_state=False), replace(small, has_state=True)
-    packed = {"B": 1, "L": sum(PACKED), "lengths": PACKED}
     return [
         HardCase(replace(carried, B=2, L=CHUNKS), "typical"),
         HardCase(replace(fresh, B=2, L=RAGGED), "strong_decay"),
@@ -64,6 +63,6 @@ def hard_cases(problem: Problem) -> list[HardCase]:
         HardCase(replace(fresh, B=1, L=CHUNKS), "large_angles"),
         HardCase(replace(fresh, B=3, L=1), "typical"),
         HardCase(replace(carried, B=1, L=1), "strong_decay"),
-        HardCase(replace(carried, **packed), "typical"),
-        HardCase(replace(fresh, **packed), "weak_decay"),
+        HardCase(replace(carried, B=1, L=sum(PACKED), lengths=PACKED), "typical"),
+        HardCase(replace(fresh, B=1, L=sum(PACKED), lengths=PACKED), "weak_decay"),
     ]

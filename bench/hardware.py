@@ -102,9 +102,12 @@ def driver_version() -> str | None:
 def source_state() -> dict[str, Any]:
     """Commit of the source tree and whether it has changes; both None for an installed package."""
     root = Path(__file__).resolve().parent.parent
-    if _output(["git", "-C", str(root), "ls-files", "--error-unmatch", str(Path(__file__).resolve())]):
+    if _output(
+        ["git", "-C", str(root), "ls-files", "--error-unmatch", str(Path(__file__).resolve())]
+    ):
         return {
-            "commit": (_output(["git", "-C", str(root), "rev-parse", "HEAD"]) or "").strip() or None,
+            "commit": (_output(["git", "-C", str(root), "rev-parse", "HEAD"]) or "").strip()
+            or None,
             "dirty": bool(_output(["git", "-C", str(root), "status", "--porcelain"])),
         }
     return {"commit": None, "dirty": None}

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from .. import kernels, reference
-from ..kernels.problem import Problem
+from ..kernels.problem import OpName, Problem
 from ..kernels.registry import MODULES, module_name
 from .hardware import identity
 from .jobs import Entry, Settings
 
 # The measuring code itself: another gate or another timer is another measurement.
-MEASURING = ("gate.py", "hard.py", "timing.py", "graphs.py", "worker.py")
+MEASURING = ("buffers.py", "gate.py", "hard.py", "timing.py", "graphs.py", "worker.py")
 
 
 def key(problem: Problem, entry: Entry, settings: Settings, environment: dict[str, Any]) -> str:
@@ -33,7 +33,7 @@ def key(problem: Problem, entry: Entry, settings: Settings, environment: dict[st
 
 
 @cache
-def source_hash(op: str, backend: str, plugins: tuple[str, ...]) -> str:
+def source_hash(op: OpName, backend: str, plugins: tuple[str, ...]) -> str:
     """Hash of the files that a backend's results stand on.
 
     Its own folder; the op interface; reference and torch, which judge it; the measuring code. A

@@ -1,14 +1,15 @@
 """A worker process as the parent sees it: start, talk, find out why it died, kill."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections import deque
 from collections.abc import Mapping
-from multiprocessing.connection import Connection, Pipe
+from contextlib import suppress
+from multiprocessing.connection import Pipe
 
 from .jobs import Job, Message, Start
 
@@ -39,10 +40,8 @@ class Process:
     def give(self, job: Job) -> None:
         """Send a job; a worker that is dead already is found out by `hear`."""
         self.heard = time.monotonic()
-        try:
+        with suppress(OSError):
             self.connection.send(job)
-        except OSError:
-            pass
 
     def hear(self) -> Message | None:
         """The next message; None if the worker is dead."""
@@ -70,18 +69,13 @@ class Process:
         time.sleep(0.5)
         self._log.seek(before)
         lines = self._log.read().decode(errors="replace").splitlines()
-        frames = deque((line.strip() for line in lines if line.startswith("  File ")), maxlen=None)
-        for frame in frames:
-            # File "/a/b/c.py", line 12 in run
-            return frame.replace("File ", "").split("/")[-1].replace('"', "")
-        return "no Python frame: inside a library"
+        found = re.search(r'File "(?:.*/)?([^"]+)", (line \d+ in \S+)', "\n".join(lines))
+        return f"{found[1]} {found[2]}" if found else "no Python frame"
 
     def kill(self) -> None:
         """End the worker and everything it started."""
-        try:
+        with suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
         self._process.wait()
         self.connection.close()
         self._log.close()
@@ -91,5 +85,9 @@ class Process:
         self._log.seek(max(0, size - 4096))
         lines = self._log.read().decode(errors="replace").splitlines()
         # a fault handler's dump begins with what happened and goes on with frames
-        lines = [line for line in lines if line.strip() and not line.startswith((" ", "Thread", "Current", "Extension"))]
+        lines = [
+            line
+            for line in lines
+            if line.strip() and not line.startswith((" ", "Thread", "Current", "Extension"))
+        ]
         return lines[-1].strip()[:300] if lines else ""

@@ -160,7 +160,7 @@ class Runner:
         ceilings = (seat.environment or {}).get("ceilings")
         variables = dict(seat.slot.variables)
         if self.settings.interpret:
-            variables |= {variable: "1" for variable in INTERPRETERS.values()}
+            variables |= dict.fromkeys(INTERPRETERS.values(), "1")
         seat.process = Process(Start(self.settings, seat.slot.device, ceilings), variables)
         seat.greeted = False
         seat.stage = Stage(None, "starting")
@@ -185,7 +185,9 @@ class Runner:
 
     def _turn(self) -> None:
         """Wait for messages or the next deadline, and deal with them."""
-        seats = {seat.process.connection: seat for seat in self.seats if seat.process and seat.waiting}
+        seats = {
+            seat.process.connection: seat for seat in self.seats if seat.process and seat.waiting
+        }
         patience = min(self._deadline(seat) for seat in seats.values()) - time.monotonic()
         ready = wait(list(seats), timeout=max(patience, 0.0))
         for connection in ready:
@@ -197,7 +199,11 @@ class Runner:
             else:
                 self._take(seat, message)
         for seat in self.seats:
-            if seat.process is not None and seat.waiting and time.monotonic() > self._deadline(seat):
+            if (
+                seat.process is not None
+                and seat.waiting
+                and time.monotonic() > self._deadline(seat)
+            ):
                 limit = self.timeout_s if seat.greeted else START_S
                 where = seat.process.where_stuck()
                 self._lost(seat, "timeout", f"no answer for {limit:g} s, in {where}")

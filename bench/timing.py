@@ -19,6 +19,8 @@ from contextlib import contextmanager
 import numpy as np
 
 from ..kernels.call import Call
+from .buffers import restore
+from .gate import Gate, Verdict
 from .records import Samples, Times
 
 Run = Callable[[Call], None]
@@ -63,24 +65,43 @@ def host_time(run: Run, call: Call, wait: Callable[[], None]) -> Samples:
     return summarise(spent)
 
 
-def cpu_times(runs: Sequence[Run], call: Call, budget_s: float) -> list[Times]:
-    """Time rivals on a CPU, on the buffers of one call; a state updated in place moves on."""
-    single = []
-    for run in runs:
+class CpuBench:
+    """Times any number of implementations of one call on a CPU, on the same buffers."""
+
+    def __init__(self, pristine: Call) -> None:
+        """Make the buffers; a state updated in place moves on with every run."""
+        self.call = pristine.clone()
+        self.runs: list[Run] = []
+
+    def add(self, run: Run, *, deterministic: bool) -> None:
+        """Take part in the next measurement."""
+        self.runs.append(run)
+
+    def measure(self, budget_s: float) -> list[Times]:
+        """The times of all, interleaved; `budget_s` of samples for each."""
+        single = [self._seconds(run, 1) for run in self.runs]
+        repeats = [max(1, round(TICK_S / seconds)) for seconds in single]
+        lengths = [count * seconds for count, seconds in zip(repeats, single, strict=True)]
+        spent: list[list[float]] = [[] for _ in self.runs]
+        with no_collection():
+            for turn in range(turns(lengths, budget_s, CPU_COUNT)):
+                for i in order(len(self.runs), turn):
+                    seconds = self._seconds(self.runs[i], repeats[i])
+                    spent[i].append(seconds * 1e6 / repeats[i])
+        return [Times("cpu", None, summarise(samples)) for samples in spent]
+
+    def recheck(self, index: int, fresh: Gate, *, rival: bool = False) -> Verdict:
+        """Judge what an implementation makes of other inputs in the timed buffers."""
+        restore(self.call, fresh.pristine)
+        self.call.poison()
+        self.runs[index](self.call)
+        return fresh.judge(self.call, rival=rival)
+
+    def _seconds(self, run: Run, repeats: int) -> float:
         start = time.perf_counter()
-        run(call)
-        single.append(time.perf_counter() - start)
-    repeats = [max(1, round(TICK_S / seconds)) for seconds in single]
-    lengths = [r * s for r, s in zip(repeats, single, strict=True)]
-    spent: list[list[float]] = [[] for _ in runs]
-    with no_collection():
-        for turn in range(turns(lengths, budget_s, CPU_COUNT)):
-            for i in order(len(runs), turn):
-                start = time.perf_counter()
-                for _ in range(repeats[i]):
-                    runs[i](call)
-                spent[i].append((time.perf_counter() - start) * 1e6 / repeats[i])
-    return [Times("cpu", None, summarise(samples)) for samples in spent]
+        for _ in range(repeats):
+            run(self.call)
+        return time.perf_counter() - start
 
 
 @contextmanager

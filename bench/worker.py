@@ -7,10 +7,9 @@ a kernel can do wrong short of ending the process becomes a row here.
 import ctypes
 import faulthandler
 import json
-import shlex
 import signal
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -21,13 +20,15 @@ from ..kernels.call import Call
 from ..kernels.cases import make_call
 from ..kernels.problem import Problem
 from ..kernels.registry import Config, Implementation, config_dict
-from . import plugins
-from .buffers import same_bits
+from . import ceilings, plugins
+from .buffers import differing
 from .gate import Gate, Verdict
+from .graphs import FalseReplay, GraphBench, NotCaptured
 from .hard import HardCase, hard_cases
 from .hardware import environment
-from .jobs import Done, Entry, Finished, Hello, Job, Message, Settings, Stage, Start
+from .jobs import Done, Entry, Finished, Hello, Job, Settings, Stage, Start
 from .records import Row, Status, Times
+from .timing import CpuBench, host_time
 
 PR_SET_PDEATHSIG = 1
 
@@ -37,7 +38,9 @@ def main(descriptor: int) -> None:
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # no orphan outlives its parent
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # ctrl-C is the parent's to handle
     faulthandler.enable()
-    faulthandler.register(signal.SIGUSR1, all_threads=False)  # a hung worker is asked where it hangs
+    faulthandler.register(
+        signal.SIGUSR1, all_threads=False
+    )  # a hung worker is asked where it hangs
     with Connection(descriptor) as parent:
         start: Start = parent.recv()
         worker = Worker(start, parent)
@@ -97,7 +100,7 @@ class Worker:
         self.parent = parent
         plugins.load(self.settings.plugins)
         self.environment = environment(self.device, interpreted=self.settings.interpret)
-        self.environment["command"] = self.settings.command
+        self.environment |= {"command": self.settings.command, "ceilings": start.ceilings}
         self._hard_gates: dict[HardCase, Gate] = {}
         self._hard_verdicts: dict[tuple[str, HardCase], str | None] = {}
 
@@ -130,8 +133,63 @@ class Worker:
                 passed.append(self._gated(solver, gate))
             except Exception as error:
                 self._fail(job, left, solver.index, error)
+        if self.settings.kind == "check":
+            for one in passed:
+                self._done(job, left, one)
+            return
+        self._time(job, left, passed, gate)
+
+    def _time(self, job: Job, left: dict[int, Entry], passed: list[Passed], gate: Gate) -> None:
+        """Time what passed, interleaved, and gate it again on inputs of another seed."""
+        on_gpu = self.device.type == "cuda"
+        if on_gpu and self.environment.get("ceilings") is None:
+            self._tell(None, "measuring ceilings")
+            self.environment["ceilings"] = ceilings.measure(self.device)
+        self._tell(None, "making buffers to time on")
+        bench = GraphBench(gate.pristine) if on_gpu else CpuBench(gate.pristine)
+        timed = []
         for one in passed:
-            self._done(job, left, one)
+            implementation = one.solver.implementation
+            if not on_gpu and implementation.backend in registry.INTERPRETERS:
+                self._done(job, left, one, reason="not timed: it ran through its interpreter")
+                continue
+            self._tell(one.solver.index, "capture in a graph")
+            try:
+                bench.add(one.solver, deterministic=implementation.deterministic)
+                timed.append(one)
+            except NotCaptured as error:
+                host = host_time(one.solver, gate.pristine.clone(), self._wait)
+                times = Times("cuda", None, None, host)
+                self._done(job, left, one, times, reason=f"no device time: {error}")
+            except Exception as error:
+                self._fail(job, left, one.solver.index, error)
+        if not timed:
+            return
+        self._tell(timed[0].solver.index if len(timed) == 1 else None, "timing")
+        all_times = bench.measure(self.settings.budget_s)
+        self._tell(None, "building other inputs and their float64 truth")
+        seed = self.settings.seed + 1
+        fresh = Gate(make_call(job.problem, seed, self.device), seed)
+        for position, (one, times) in enumerate(zip(timed, all_times, strict=True)):
+            self._tell(one.solver.index, "gate after timing")
+            try:
+                self._believe(bench, position, one, times, fresh)
+                self._done(job, left, one, times)
+            except Exception as error:
+                self._fail(job, left, one.solver.index, error)
+
+    def _believe(
+        self, bench: GraphBench | CpuBench, position: int, one: Passed, times: Times, fresh: Gate
+    ) -> None:
+        """Raise unless the timed buffers hold right results and the time is possible."""
+        verdict = bench.recheck(position, fresh, rival=one.solver.implementation.rival)
+        if verdict.status == "wrong":
+            raise NotRun("wrong", f"after timing: {verdict.reason}")
+        if times.device == "cuda":
+            nbytes = fresh.pristine.problem.bytes
+            reason = ceilings.too_fast(times, nbytes, self.environment["ceilings"])
+            if reason is not None:
+                raise NotRun("run-failed", reason)
 
     def _solver(self, index: int, entry: Entry, problem: Problem) -> Solver:
         reason = registry.refusal(problem.op, entry.backend, problem, self.device)
@@ -186,8 +244,7 @@ class Worker:
         again = gate.pristine.clone()
         second_s = self._run(solver, again)
         if solver.implementation.deterministic:
-            repeat = again.outputs()
-            differ = [n for n, t in call.outputs().items() if not same_bits(t, repeat[n])]
+            differ = differing(call.outputs(), again.outputs())
             if differ:
                 reason = f"two runs on the same inputs differ in {', '.join(differ)}"
                 verdict = Verdict("wrong", reason, verdict.errors)
@@ -227,13 +284,20 @@ class Worker:
         if self.device.type == "cuda" and self._healthy():
             torch.cuda.empty_cache()
 
-    def _done(self, job: Job, left: dict[int, Entry], one: Passed, times: Times | None = None) -> None:
+    def _done(
+        self,
+        job: Job,
+        left: dict[int, Entry],
+        one: Passed,
+        times: Times | None = None,
+        reason: str = "",
+    ) -> None:
         index = one.solver.index
         row = blank_row(job.problem, left.pop(index), self.settings, self.environment)
         row = replace(
             row,
             status=one.verdict.status,
-            reason=one.verdict.reason,
+            reason="; ".join(filter(None, (one.verdict.reason, reason))),
             config=config_dict(one.solver.config),
             errors=one.verdict.errors,
             compile_s=one.compile_s,
@@ -246,6 +310,8 @@ def explain(error: Exception) -> tuple[Status, str]:
     """The status and reason of a row whose run raised."""
     if isinstance(error, NotRun):
         return error.status, error.reason
+    if isinstance(error, FalseReplay):
+        return "wrong", str(error)
     text = " ".join(str(error).split())[:500]
     reason = f"{type(error).__name__}: {text}" if text else type(error).__name__
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):

@@ -131,7 +131,7 @@ def clone_view(tensor: Tensor, storages: dict[int, UntypedStorage]) -> Tensor:
     """The same view of a copy of its storage; `storages` holds the copies made so far."""
     storage = tensor.untyped_storage()
     if storage.data_ptr() not in storages:
-        storages[storage.data_ptr()] = storage.clone()
+        storages[storage.data_ptr()] = storage.clone()  # type: ignore[no-untyped-call]
     copy = storages[storage.data_ptr()]
     view = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
     return view.set_(copy, tensor.storage_offset(), tensor.shape, tensor.stride())
