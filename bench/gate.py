@@ -9,13 +9,16 @@ The yardstick is the backend `torch` on the same rows in the same dtypes: what a
 implementation loses by computing in these dtypes. An output may be SAFETY = 2 times as far from the
 truth, in relative L2 norm and in its largest element, because two summation orders of equal merit
 differ by such a factor. The yardstick's error can be zero (a state that is a copy, L = 1), so some
-units in the last place are added. With u = eps/2 the unit roundoff of the output's own dtype,
-rounding the exact value once errs by at most u |value|: u ||out|| in L2 and u max|out| at the
-worst element. A right kernel may round twice on its way (an intermediate kept in that dtype, then
-the output), so 2 u = eps is granted: eps ||out|| and eps max|out|, taken from the truth as stored
-(for angles the angle itself, up to 2 pi, although their cosine and sine are compared).
+units in the last place are granted beside it. Let u = eps/2 be the unit roundoff of the output's
+own dtype, and K the number of roundings to that dtype that a right kernel may make on its way:
+independent ones add up to sqrt(K) u ||out|| in L2, and at the worst element they may all go one
+way, K u max|out|. For 16-bit outputs K = 2: an intermediate kept in that dtype, then the output,
+for all else is float32. For float32 K = 8, since every operation of the formulas rounds (a change
+of units, an activation, a product, a sum, ...); and what is rounded then includes the angles, up to
+2 pi: an error of 2 pi u there turns q and k, and so moves every output, by that much of its norm.
 """
 
+import math
 import random
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -29,6 +32,9 @@ from .buffers import same_bits, whole_storage
 from .records import Error
 
 SAFETY = 2.0
+
+# By bytes of the output's dtype: K, and the magnitude of what is rounded beside that of the output.
+ROUNDINGS = {2: (2, 1.0), 4: (8, 2 * math.pi), 8: (8, 2 * math.pi)}
 RIVAL_L2 = 0.05  # a rival under this on every output is `inaccurate`, not `wrong`
 
 # Elements of h that the truth may hold: an operation on them still costs about its launch.
@@ -58,13 +64,16 @@ class Gate:
         torch_backend.run(yardstick, torch_backend.default(yardstick.problem, yardstick.y.device))
         self.truth = {name: result.cpu() for name, result in truth.results().items()}
         self.bounds: dict[str, tuple[float, float]] = {}
-        stored = truth.outputs()
         for name, result in yardstick.results().items():
             l2, largest = distance(result.cpu(), self.truth[name])
-            eps = torch.finfo(pristine.outputs()[name].dtype).eps
-            scale = float(stored[name].norm()) / _norm(self.truth[name])
-            peak = float(stored[name].abs().max())
-            self.bounds[name] = (SAFETY * l2 + eps * scale, SAFETY * largest + eps * peak)
+            dtype = pristine.outputs()[name].dtype
+            roundings, reach = ROUNDINGS[dtype.itemsize]
+            unit = torch.finfo(dtype).eps / 2 * reach
+            peak = float(self.truth[name].abs().max())
+            self.bounds[name] = (
+                SAFETY * l2 + math.sqrt(roundings) * unit,
+                SAFETY * largest + roundings * unit * peak,
+            )
 
     def judge(self, call: Call, *, rival: bool = False) -> Verdict:
         """Whether a clone of the call that was poisoned and run holds the right results."""

@@ -60,6 +60,7 @@ class Outcome:
 
     rows: list[Row] = field(default_factory=list)  # made by this run
     recorded: list[Row] = field(default_factory=list)  # asked for, and found in the record file
+    interrupted: bool = False
     left: int = 0  # entries not done, after an interrupt
 
     @property
@@ -127,6 +128,7 @@ class Runner:
                     self._assign()
                     self._turn()
             except KeyboardInterrupt:
+                self.outcome.interrupted = True
                 queued = sum(len(job.entries) for job in self.queue)
                 self.outcome.left = queued + sum(len(seat.left) for seat in self.seats)
             finally:

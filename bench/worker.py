@@ -9,7 +9,7 @@ import faulthandler
 import json
 import signal
 import time
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -122,7 +122,14 @@ class Worker:
                 solvers.append(self._solver(index, entry, job.problem))
             except Exception as error:
                 self._fail(job, left, index, error)
-        if not solvers:
+        if self.settings.kind == "resources":
+            for solver in solvers:
+                self._tell(solver.index, "compile")
+                try:
+                    self._compiled(job, left, solver)
+                except Exception as error:
+                    self._fail(job, left, solver.index, error)
+        if not left:
             return
         self._tell(None, "building inputs and their float64 truth")
         gate = Gate(make_call(job.problem, self.settings.seed, self.device), self.settings.seed)
@@ -138,6 +145,24 @@ class Worker:
                 self._done(job, left, one)
             return
         self._time(job, left, passed, gate)
+
+    def _compiled(self, job: Job, left: dict[int, Entry], solver: Solver) -> None:
+        """Send a row with what a config takes on sm_90a."""
+        compiled = solver.implementation.resources
+        if compiled is None:
+            raise NotRun("skipped", "it compiles nothing")
+        begin = time.perf_counter()
+        found = [asdict(kernel) for kernel in compiled(job.problem, solver.config)]
+        row = blank_row(job.problem, left.pop(solver.index), self.settings, self.environment)
+        row = replace(
+            row,
+            status="skipped",
+            reason="compiled for sm_90a, not run",
+            config=config_dict(solver.config),
+            compile_s=time.perf_counter() - begin,
+            resources=found,
+        )
+        self.parent.send(Done(solver.index, row))
 
     def _time(self, job: Job, left: dict[int, Entry], passed: list[Passed], gate: Gate) -> None:
         """Time what passed, interleaved, and gate it again on inputs of another seed."""
@@ -192,7 +217,9 @@ class Worker:
                 raise NotRun("run-failed", reason)
 
     def _solver(self, index: int, entry: Entry, problem: Problem) -> Solver:
-        reason = registry.refusal(problem.op, entry.backend, problem, self.device)
+        reason = registry.unavailable(problem.op, entry.backend)
+        if reason is None and self.settings.kind != "resources":
+            reason = registry.refusal(problem.op, entry.backend, problem, self.device)
         if reason is not None:
             raise NotRun("skipped", reason)
         implementation = registry.get(problem.op, entry.backend)
