@@ -1,13 +1,13 @@
 """What this GPU can do at most, measured in the run itself: nothing is read from a data sheet."""
 
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 
 import torch
 
-from .events import Span, new_stream
+from .gpu import Gpu, Queue
 from .records import Times
 
 COPY_BYTES = 1 << 30
@@ -18,52 +18,51 @@ READ_MARGIN = 1.15
 FLOOR_MARGIN = 0.8
 
 
-def measure(device: torch.device) -> dict[str, float]:
-    """Copy rate, matmul rate by dtype, and the time of an empty kernel, all by graph replay.
+def measure(gpu: Gpu) -> dict[str, float]:
+    """Copy rate, matmul rate by dtype, and the time of an empty kernel.
 
     copy_bytes_per_s: device to device, read and written bytes both counted.
     matmul_flops_per_s.<dtype>: of square products. kernel_floor_us: of one kernel among many that
     write one element each.
     """
-    source = torch.zeros(COPY_BYTES // 4, dtype=torch.float32, device=device)
+    source = torch.zeros(COPY_BYTES // 4, dtype=torch.float32, device=gpu.device)
     target = torch.empty_like(source)
     # the driver's copy and a copying kernel: now the one, now the other is faster
     copies = (partial(target.copy_, source), partial(torch.neg, source, out=target))
-    best = min(event_time(copy) for copy in copies)
+    best = min(event_time(copy, gpu) for copy in copies)
     found = {"copy_bytes_per_s": 2 * COPY_BYTES / best}
     del source, target, copies
     for name, edge in MATMULS.items():
         dtype = torch.float32 if name == "tf32" else getattr(torch, name)
-        left, right = (torch.randn(edge, edge, device=device).to(dtype) for _ in range(2))
+        left, right = (torch.randn(edge, edge, device=gpu.device).to(dtype) for _ in range(2))
         out = torch.empty_like(left)
         with float32_products("tf32" if name == "tf32" else "ieee"):
-            seconds = event_time(partial(torch.mm, left, right, out=out))
+            seconds = event_time(partial(torch.mm, left, right, out=out), gpu)
         found[f"matmul_flops_per_s.{name}"] = 2 * edge**3 / seconds
         del left, right, out
-    found["kernel_floor_us"] = 1e6 * floor_time(device)
+    found["kernel_floor_us"] = 1e6 * floor_time(gpu)
     torch.cuda.empty_cache()
     return found
 
 
-def event_time(run: Callable[[], object], samples: int = 20) -> float:
+def event_time(run: Queue, gpu: Gpu, samples: int = 20) -> float:
     """Median seconds of a run that is long beside its launch."""
-    spans = [Span.around(run) for _ in range(samples + 3)]
-    torch.cuda.synchronize()
+    gpu.wait()
+    spans = [gpu.span(run) for _ in range(samples + 3)]
+    gpu.wait()
     return statistics.median(span.seconds() for span in spans[3:])
 
 
-def floor_time(device: torch.device, kernels: int = 500) -> float:
+def floor_time(gpu: Gpu, kernels: int = 500) -> float:
     """Seconds of a kernel that writes one element, among many in a graph."""
-    one = torch.zeros(1, device=device)
-    stream = new_stream(device)
-    with torch.cuda.stream(stream):
-        one.fill_(1.0)
-    torch.cuda.synchronize(device)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=stream):
+    one = torch.zeros(1, device=gpu.device)
+
+    def queue() -> None:
         for _ in range(kernels):
             one.fill_(1.0)
-    return event_time(graph.replay) / kernels
+
+    gpu.on_stream(lambda: one.fill_(1.0))
+    return event_time(gpu.capture(queue), gpu) / kernels
 
 
 def too_fast(times: Times, nbytes: int, ceilings: dict[str, float]) -> str | None:

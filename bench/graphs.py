@@ -32,9 +32,8 @@ from torch import Tensor
 
 from ..kernels.call import Call
 from .buffers import allocated_bytes, differing, restore, snapshot, touched_bytes
-from .clocks import Clocks
-from .events import Span, new_stream
 from .gate import Gate, Verdict
+from .gpu import Gpu, Queue, Span
 from .records import Samples, Times
 from .timing import COUNT, Run, host_time, order, summarise, turns
 
@@ -66,7 +65,7 @@ class Throttled(Exception):
 class Replay:
     """A captured graph over some clones, each run `rounds` times."""
 
-    graph: torch.cuda.CUDAGraph
+    launch: Queue
     clones: list[Call]
     rounds: int
 
@@ -88,29 +87,25 @@ class Contender:
 
 @dataclass(frozen=True, slots=True)
 class Raw:
-    """Interleaved samples in us per call: `spent[i][j]` is rival i's j-th; dropped per rival."""
+    """Interleaved samples in us per call: `spent[i][j]` is rival i's j-th."""
 
     spent: list[list[float]]
-    dropped: int
-    sm_clock_mhz: float | None
+    dropped: int  # of each rival, throttled
+    sm_clock_mhz: float | None  # median over the blocks
 
 
 class GraphBench:
     """Times any number of implementations of one call on the same clones."""
 
-    def __init__(self, pristine: Call) -> None:
+    def __init__(self, pristine: Call, gpu: Gpu) -> None:
         """Make the clones; raises torch.OutOfMemoryError if not even one fits."""
-        self.device = pristine.y.device
+        self.gpu = gpu
         self.pristine = pristine
-        self.stream = new_stream(self.device)
-        self.clocks = Clocks(self.device)
-        l2 = torch.cuda.get_device_properties(self.device).L2_cache_size
         touched = touched_bytes(pristine)
-        self.fewest = math.ceil(COLD * l2 / touched)
-        self.least = math.ceil(LEAST_COLD * l2 / touched)
+        self.fewest = math.ceil(COLD * gpu.l2_bytes / touched)
+        self.least = math.ceil(LEAST_COLD * gpu.l2_bytes / touched)
         wanted = max(self.fewest, math.ceil(TARGET_S * FASTEST / touched))
-        free, _ = torch.cuda.mem_get_info(self.device)
-        room = int(MEMORY_SHARE * free / allocated_bytes(pristine))
+        room = int(MEMORY_SHARE * gpu.free_bytes() / allocated_bytes(pristine))
         self.clones = [pristine.clone() for _ in range(max(1, min(wanted, room, CLONES)))]
         self.contenders: list[Contender] = []
 
@@ -120,8 +115,7 @@ class GraphBench:
         Raises NotCaptured or FalseReplay, with the reason.
         """
         seconds = self._eager_seconds(run)
-        count = max(self.fewest, math.ceil(LONGEST_S / seconds))
-        clones = self.clones[:count]
+        clones = self.clones[: max(self.fewest, math.ceil(LONGEST_S / seconds))]
         cold = None
         if len(clones) >= self.least:
             cold = self._captured(run, clones, 1)
@@ -133,26 +127,24 @@ class GraphBench:
         self.contenders.append(Contender(run, deterministic, cold, warm))
 
     def measure(self, budget_s: float) -> list[Times]:
-        """Device times of all contenders interleaved, then host times; `budget_s` for each."""
+        """Device times of all contenders interleaved, then host times; `budget_s` for each.
+
+        Raises Throttled.
+        """
         cold: dict[int, Samples] = {}
-        indices = [i for i, one in enumerate(self.contenders) if one.cold is not None]
-        replays = [one.cold for one in self.contenders if one.cold is not None]
-        clocks = []
-        if replays:
+        clock = None
+        with_cold = [i for i, one in enumerate(self.contenders) if one.cold is not None]
+        if with_cold:
+            replays = [one.cold for one in self.contenders if one.cold is not None]
             raw = self.interleave(replays, budget_s)
-            clocks.append(raw.sm_clock_mhz)
-            cold = {i: summarise(s, raw.dropped) for i, s in zip(indices, raw.spent, strict=True)}
+            clock = raw.sm_clock_mhz
+            summaries = [summarise(spent, raw.dropped) for spent in raw.spent]
+            cold = dict(zip(with_cold, summaries, strict=True))
         raw = self.interleave([one.warm for one in self.contenders], budget_s / 2, settle=True)
-        clocks.append(raw.sm_clock_mhz)
-        warm = [summarise(samples, raw.dropped) for samples in raw.spent]
+        warm = [summarise(spent, raw.dropped) for spent in raw.spent]
+        clock = clock or raw.sm_clock_mhz
         return [
-            Times(
-                "cuda",
-                cold.get(i),
-                warm[i],
-                host_time(one.run, self.clones[0], self._wait),
-                clocks[0],
-            )
+            Times("cuda", cold.get(i), warm[i], self._host(one.run), clock)
             for i, one in enumerate(self.contenders)
         ]
 
@@ -170,21 +162,20 @@ class GraphBench:
         spent: list[list[float]] = [[] for _ in replays]
         clocks, dropped, reasons = [], 0, set[str]()
         pauses = iter(PATIENCE_S)
-        done = 0
-        while done < wanted:
+        while len(spent[0]) < wanted:
+            done = len(spent[0])
             block = self._block(replays, range(done, min(done + per_block, wanted)), settle)
-            reading = self.clocks.read()  # the queue is full: the GPU is busy with the block
-            self._wait()
+            reading = self.gpu.reading()  # the queue is full: the GPU is busy with the block
+            self.gpu.wait()
             if reading.throttled:
                 dropped += len(block[0])
                 reasons |= set(reading.throttled)
-                if dropped >= wanted:
-                    pause = next(pauses, None)
-                    if pause is None:
-                        raise Throttled(f"throttled too often: {', '.join(sorted(reasons))}")
-                    time.sleep(pause)
+                pause = next(pauses, None)
+                if pause is None:
+                    raise Throttled(f"throttled too often: {', '.join(sorted(reasons))}")
+                time.sleep(pause)
+                self._warm_up(replays)
                 continue
-            done += len(block[0])
             clocks += [] if reading.sm_mhz is None else [reading.sm_mhz]
             for i, spans in enumerate(block):
                 spent[i] += [span.seconds() * 1e6 / replays[i].calls for span in spans]
@@ -206,8 +197,25 @@ class GraphBench:
         for clone in others:
             fault = self._fault(clone, expected, one.deterministic)
             if fault:
-                return Verdict("wrong", f"after timing, {fault}", verdict.errors)
+                return Verdict("wrong", fault, verdict.errors)
         return verdict
+
+    def _captured(self, run: Run, clones: list[Call], rounds: int) -> Replay:
+        """Capture the calls in one graph, after an eager run on the capturing stream."""
+
+        def calls() -> None:
+            for _ in range(rounds):
+                for clone in clones:
+                    run(clone)
+
+        self.gpu.on_stream(lambda: run(clones[0]))
+        try:
+            return Replay(self.gpu.capture(calls), clones, rounds)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            text = " ".join(str(error).split())[:300]
+            raise NotCaptured(f"it cannot be captured in a CUDA graph: {text}") from error
 
     def _prove(self, run: Run, replay: Replay, deterministic: bool) -> None:
         """Replay once on poisoned outputs and compare with eager runs."""
@@ -216,13 +224,22 @@ class GraphBench:
         first.poison()
         for _ in range(replay.rounds):
             run(first)
-        self._wait()
+        self.gpu.wait()
         expected = snapshot(first)
         self._replay_from(self.pristine, replay)
         for clone in replay.clones:
             fault = self._fault(clone, expected, deterministic)
             if fault:
                 raise FalseReplay(f"a graph replay does not do what eager runs do: {fault}")
+
+    def _replay_from(self, source: Call, replay: Replay) -> None:
+        """Put the values of a call into the clones, poison their outputs and replay once."""
+        for clone in replay.clones:
+            restore(clone, source)
+            clone.poison()
+        self.gpu.wait()
+        self.gpu.queue(replay.launch)
+        self.gpu.wait()
 
     def _fault(self, clone: Call, expected: dict[str, Tensor], deterministic: bool) -> str:
         """How a clone's outputs differ from what they should be; empty if they do not."""
@@ -237,65 +254,37 @@ class GraphBench:
         ]
         return f"{', '.join(bad)} of a clone not finite" if bad else ""
 
-    def _replay_from(self, source: Call, replay: Replay) -> None:
-        """Put the values of a call into the clones, poison their outputs and replay once."""
-        for clone in replay.clones:
-            restore(clone, source)
-            clone.poison()
-        self._wait()
-        with torch.cuda.stream(self.stream):
-            replay.graph.replay()
-        self._wait()
-
-    def _captured(self, run: Run, clones: list[Call], rounds: int) -> Replay:
-        """Capture the calls in one graph, after an eager run on the capturing stream."""
-        with torch.cuda.stream(self.stream):
-            run(clones[0])
-        self._wait()
-        graph = torch.cuda.CUDAGraph()
-        try:
-            with torch.cuda.graph(graph, stream=self.stream):
-                for _ in range(rounds):
-                    for clone in clones:
-                        run(clone)
-        except torch.OutOfMemoryError:
-            raise
-        except Exception as error:
-            text = " ".join(str(error).split())[:300]
-            raise NotCaptured(f"it cannot be captured in a CUDA graph: {text}") from error
-        return Replay(graph, clones, rounds)
+    def _host(self, run: Run) -> Samples:
+        return host_time(run, self.clones[0], self.gpu.wait)
 
     def _eager_seconds(self, run: Run) -> float:
-        """Rough time of one eager call, host time included."""
-        run(self.clones[0])
-        self._wait()
-        begin = time.perf_counter()
-        run(self.clones[0])
-        self._wait()
-        return time.perf_counter() - begin
+        """Rough time of one eager call, host time included, the second of two."""
+        for _ in range(2):
+            self.gpu.wait()
+            begin = time.perf_counter()
+            run(self.clones[0])
+            self.gpu.wait()
+            seconds = time.perf_counter() - begin
+        return seconds
 
     def _seconds(self, replay: Replay) -> float:
         """Rough device time of one call in a replay, the second of two."""
         ((_, span),) = self._block([replay], range(2), settle=False)
-        self._wait()
+        self.gpu.wait()
         return max(span.seconds() / replay.calls, 1e-7)
 
     def _warm_up(self, replays: Sequence[Replay]) -> None:
         begin = time.perf_counter()
         while time.perf_counter() - begin < WARM_UP_S:
             self._block(replays, range(1), settle=False)
-            self._wait()
+            self.gpu.wait()
 
     def _block(self, replays: Sequence[Replay], numbers: range, settle: bool) -> list[list[Span]]:
         """Queue some turns of samples without waiting; returns the spans of each rival."""
         spans: list[list[Span]] = [[] for _ in replays]
-        with torch.cuda.stream(self.stream):
-            for turn in numbers:
-                for i in order(len(replays), turn):
-                    if settle:
-                        replays[i].graph.replay()
-                    spans[i].append(Span.around(replays[i].graph.replay))
+        for turn in numbers:
+            for i in order(len(replays), turn):
+                if settle:
+                    self.gpu.queue(replays[i].launch)
+                spans[i].append(self.gpu.span(replays[i].launch))
         return spans
-
-    def _wait(self) -> None:
-        torch.cuda.synchronize(self.device)

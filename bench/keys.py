@@ -15,7 +15,15 @@ from .hardware import identity
 from .jobs import Entry, Settings
 
 # The measuring code itself: another gate or another timer is another measurement.
-MEASURING = ("buffers.py", "gate.py", "hard.py", "timing.py", "graphs.py", "worker.py")
+MEASURING = (
+    "buffers.py",
+    "gate.py",
+    "gpu.py",
+    "graphs.py",
+    "hard.py",
+    "timing.py",
+    "worker.py",
+)
 
 
 def key(problem: Problem, entry: Entry, settings: Settings, environment: dict[str, Any]) -> str:

@@ -23,6 +23,7 @@ from ..kernels.registry import Config, Implementation, config_dict
 from . import ceilings, plugins
 from .buffers import differing
 from .gate import Gate, Verdict
+from .gpu import Gpu
 from .graphs import FalseReplay, GraphBench, NotCaptured
 from .hard import HardCase, hard_cases
 from .hardware import environment
@@ -98,6 +99,7 @@ class Worker:
         self.settings: Settings = start.settings
         self.device = torch.device(start.device)
         self.parent = parent
+        self.gpu = Gpu(self.device) if self.device.type == "cuda" else None
         plugins.load(self.settings.plugins)
         self.environment = environment(self.device, interpreted=self.settings.interpret)
         self.environment |= {"command": self.settings.command, "ceilings": start.ceilings}
@@ -166,16 +168,16 @@ class Worker:
 
     def _time(self, job: Job, left: dict[int, Entry], passed: list[Passed], gate: Gate) -> None:
         """Time what passed, interleaved, and gate it again on inputs of another seed."""
-        on_gpu = self.device.type == "cuda"
-        if on_gpu and self.environment.get("ceilings") is None:
+        gpu = self.gpu
+        if gpu is not None and self.environment.get("ceilings") is None:
             self._tell(None, "measuring ceilings")
-            self.environment["ceilings"] = ceilings.measure(self.device)
+            self.environment["ceilings"] = ceilings.measure(gpu)
         self._tell(None, "making buffers to time on")
-        bench = GraphBench(gate.pristine) if on_gpu else CpuBench(gate.pristine)
+        bench = GraphBench(gate.pristine, gpu) if gpu else CpuBench(gate.pristine)
         timed = []
         for one in passed:
             implementation = one.solver.implementation
-            if not on_gpu and implementation.backend in registry.INTERPRETERS:
+            if gpu is None and implementation.backend in registry.INTERPRETERS:
                 self._done(job, left, one, reason="not timed: it ran through its interpreter")
                 continue
             self._tell(one.solver.index, "capture in a graph")
