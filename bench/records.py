@@ -4,12 +4,13 @@ A row without a right result cannot hold a time. Rows are appended and flushed a
 an interrupted run resumes; everything a report shows is in the rows.
 """
 
+import fcntl
 import json
 import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Self, get_args
+from typing import Any, BinaryIO, Literal, Self, get_args
 
 Status = Literal[
     "ok",  # right, and timed unless the run was a check only
@@ -103,24 +104,49 @@ class Row:
 
 
 def append(path: Path, row: Row) -> None:
-    """Add a row and make sure it is on disk."""
+    """Add a row and make sure it is on disk; a torn last line, left by a crash, is cut off first.
+
+    A last line that lacks only its newline is a whole row and is kept.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
-        file.write(row.to_json() + "\n")
+    with path.open("a+b") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # released on close
+        line = row.to_json().encode() + b"\n"
+        tail = _torn_tail(file)
+        if tail:
+            try:
+                Row.from_json(tail.decode())
+                line = b"\n" + line
+            except (ValueError, TypeError, KeyError):
+                file.truncate(file.seek(0, os.SEEK_END) - len(tail))
+        file.write(line)
         file.flush()
         os.fsync(file.fileno())
+
+
+def _torn_tail(file: BinaryIO) -> bytes:
+    """What follows the last newline of a file."""
+    tail = b""
+    position = file.seek(0, os.SEEK_END)
+    while position and b"\n" not in tail:
+        step = min(position, 1 << 16)
+        position -= step
+        file.seek(position)
+        tail = file.read(step) + tail
+    return tail[tail.rfind(b"\n") + 1 :]
 
 
 def read(paths: Iterable[Path]) -> list[Row]:
     """Every whole row of some files, in order; a last line cut off by a crash is left out."""
     rows = []
     for path in paths:
-        lines = path.read_text().splitlines(keepends=True)
+        lines = path.read_bytes().split(b"\n")
         for number, line in enumerate(lines, 1):
-            if number == len(lines) and not line.endswith("\n"):
+            if not line:
                 continue
             try:
-                rows.append(Row.from_json(line))
+                rows.append(Row.from_json(line.decode()))
             except (ValueError, TypeError, KeyError) as error:
-                raise ValueError(f"{path}:{number}: not a record: {error}") from error
+                if number < len(lines):
+                    raise ValueError(f"{path}:{number}: not a record: {error}") from error
     return rows

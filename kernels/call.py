@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, UntypedStorage
 
 from .problem import Problem
 from .tensors import Inputs, Params, State
@@ -47,7 +47,11 @@ class Call:
         return results
 
     def clone(self) -> "Call":
-        """The same call on its own copies of every tensor; strides of inputs are kept."""
+        """The same call on its own copies of every tensor.
+
+        Inputs that are slices of one projection stay slices of one copy: same strides, same gaps.
+        """
+        storages: dict[int, UntypedStorage] = {}
         state = None if self.state is None else self.state.map(lambda _, t: t.clone())
         final = (
             state
@@ -56,7 +60,7 @@ class Call:
         )
         return replace(
             self,
-            inputs=self.inputs.map(lambda _, t: clone_strided(t)),
+            inputs=self.inputs.map(lambda _, t: clone_view(t, storages)),
             params=self.params.map(lambda _, t: t.clone()),
             state=state,
             final=final,
@@ -123,14 +127,14 @@ class Call:
         )
 
 
-def clone_strided(tensor: Tensor) -> Tensor:
-    """A copy with the same strides, gaps and what lies in them included.
-
-    A slice of a wide projection stays one, and an expanded tensor stays expanded.
-    """
-    reach = sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.stride(), strict=True))
-    memory = tensor.as_strided((reach + 1 if tensor.numel() else 0,), (1,)).clone()
-    return memory.as_strided(tensor.shape, tensor.stride())
+def clone_view(tensor: Tensor, storages: dict[int, UntypedStorage]) -> Tensor:
+    """The same view of a copy of its storage; `storages` holds the copies made so far."""
+    storage = tensor.untyped_storage()
+    if storage.data_ptr() not in storages:
+        storages[storage.data_ptr()] = storage.clone()  # type: ignore[no-untyped-call]
+    copy = storages[storage.data_ptr()]
+    view = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
+    return view.set_(copy, tensor.storage_offset(), tensor.shape, tensor.stride())
 
 
 def new_y(inputs: Inputs, problem: Problem) -> Tensor:

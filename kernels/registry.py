@@ -58,6 +58,7 @@ class Implementation:
         None  # compile for sm_90a, no GPU needed
     )
     deterministic: bool = True
+    rival: bool = False  # other people's kernel: may be `inaccurate` and still be timed
 
     def default(self, problem: Problem, device: torch.device) -> Config:
         """The first, hand-picked config for a problem on a device."""
@@ -65,6 +66,20 @@ class Implementation:
 
 
 _registered: dict[tuple[str, str], Implementation] = {}
+_added: dict[tuple[OpName, str], str] = {}  # (op, backend) -> full module name
+
+# Backends whose kernels a CPU can run, slowly, to check them: the variable that must be set to 1
+# before the DSL is imported. Such a run says nothing about time.
+INTERPRETERS = {"triton": "TRITON_INTERPRET"}
+
+
+def add_module(op: OpName, backend: str, module: str) -> None:
+    """Make a backend outside this package known by the full name of its module, not imported yet.
+
+    A module that is imported anyway need not be added: `implements` makes its backend known.
+    """
+    _added[op, backend] = module
+    unavailable.cache_clear()
 
 
 def implements(
@@ -75,6 +90,7 @@ def implements(
     configs: Configs = lambda problem, device: (None,),
     resources: Callable[[Problem, Config], list[Resources]] | None = None,
     deterministic: bool = True,
+    rival: bool = False,
 ) -> Callable[[Run], Run]:
     """Register a function of (call, config) as the implementation of an op by a backend.
 
@@ -82,12 +98,15 @@ def implements(
     guess first.
     resources: registers, spills and shared memory of a config, compiled for sm_90a without a GPU.
     deterministic: whether two runs on the same inputs must agree bit for bit.
+    rival: whether this is other people's kernel, which may be `inaccurate` and still be timed.
     """
 
     def register(run: Run) -> Run:
         _registered[op, backend] = Implementation(
-            op, backend, run, supports, configs, resources, deterministic
+            op, backend, run, supports, configs, resources, deterministic, rival
         )
+        if (op, backend) not in MODULES:
+            add_module(op, backend, run.__module__)
         return run
 
     return register
@@ -96,18 +115,28 @@ def implements(
 @cache
 def unavailable(op: OpName, backend: str) -> str | None:
     """Why a backend cannot be loaded here, or None if it is ready."""
-    if (op, backend) not in MODULES:
+    if (op, backend) in _registered:
+        return None
+    module = module_name(op, backend)
+    if module is None:
         return f"not a backend of {op}; there are {', '.join(backends(op))}"
     try:
-        importlib.import_module(f"{__package__}.{MODULES[op, backend]}")
+        importlib.import_module(module)
     except Exception as error:  # a DSL that does not fit its own dependencies raises anything
         return f"cannot import its DSL: {type(error).__name__}: {error}"
     return None
 
 
+def module_name(op: OpName, backend: str) -> str | None:
+    """The full name of the module of a backend; None for one that is not known."""
+    if (op, backend) in MODULES:
+        return f"{__package__}.{MODULES[op, backend]}"
+    return _added.get((op, backend))
+
+
 def backends(op: OpName) -> list[str]:
     """Every backend of an op, available here or not, in order of preference."""
-    return [backend for known, backend in MODULES if known == op]
+    return [backend for known, backend in {**MODULES, **_added} if known == op]
 
 
 def get(op: OpName, backend: str) -> Implementation:

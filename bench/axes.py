@@ -1,0 +1,53 @@
+"""Axes as they are written on a command line: `64,128`, `512:16384:*2`, `1:9:+2`, `bf16,fp32`."""
+
+from collections.abc import Sequence
+
+
+class AxisError(ValueError):
+    """An axis that cannot be read: names the axis, what was expected, what came, what to do."""
+
+    def __init__(self, axis: str, expected: str, got: str, remedy: str) -> None:
+        super().__init__(f"--{axis}: expected {expected}, got {got!r}; {remedy}")
+
+
+HOW = "write numbers as 64,128, ranges as 512:16384:*2 (factor) or 1:9:+2 (step)"
+
+
+def numbers(axis: str, text: str) -> tuple[int, ...]:
+    """Positive whole numbers in the order given, each once; raises AxisError."""
+    found: list[int] = []
+    for part in text.split(","):
+        found += _range(axis, part.strip()) if ":" in part else [_number(axis, part.strip())]
+    return tuple(dict.fromkeys(found))
+
+
+def words(axis: str, text: str, allowed: Sequence[str]) -> tuple[str, ...]:
+    """Words out of `allowed`, in the order given, each once; raises AxisError."""
+    found = [part.strip() for part in text.split(",")]
+    for word in found:
+        if word not in allowed:
+            raise AxisError(axis, f"words out of {', '.join(allowed)}", word, "separate by commas")
+    return tuple(dict.fromkeys(found))
+
+
+def _number(axis: str, text: str) -> int:
+    if not text.isdecimal() or int(text) == 0:
+        raise AxisError(axis, "positive whole numbers", text, HOW)
+    return int(text)
+
+
+def _range(axis: str, text: str) -> list[int]:
+    """`low:high:*factor` or `low:high:+step`; high is included where the steps meet it."""
+    parts = text.split(":")
+    if len(parts) != 3 or parts[2][:1] not in ("*", "+"):
+        raise AxisError(axis, "low:high:*factor or low:high:+step", text, HOW)
+    low, high, step = _number(axis, parts[0]), _number(axis, parts[1]), _number(axis, parts[2][1:])
+    by_factor = parts[2][0] == "*"
+    if high < low:
+        raise AxisError(axis, "low:high with low <= high", text, "exchange the two")
+    if by_factor and step < 2:
+        raise AxisError(axis, "a factor of at least 2", text, HOW)
+    found = [low]
+    while (following := found[-1] * step if by_factor else found[-1] + step) <= high:
+        found.append(following)
+    return found

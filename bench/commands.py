@@ -1,0 +1,145 @@
+"""What each command does; `cli.py` reads the arguments."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from ..kernels import registry
+from ..kernels.errors import OptionError
+from . import doctor, plugins, quick, show
+from .grid import Axes, problems
+from .jobs import Entry, Job, Kind, Settings
+from .report import write_report
+from .runner import RunError
+from .session import (
+    NOTHING,
+    RIGHT,
+    WRONG,
+    UsageError,
+    absolute,
+    choose_backends,
+    command_line,
+    conclude,
+    default_device,
+    device_of,
+    perform,
+    records_path,
+    resource_jobs,
+)
+
+MANY = 2000  # entries: ask first
+
+__all__ = ["UsageError", "run"]
+
+
+def run(arguments: argparse.Namespace, given: Sequence[str]) -> int:
+    """Run a command; returns its exit code. Raises UsageError."""
+    page = show.console()
+    try:
+        match arguments.command:
+            case "list":
+                return list_backends(page)
+            case "doctor":
+                return doctor.report(page)
+            case "report":
+                return report(page, arguments.records, arguments.out)
+            case "resources":
+                return resources(page, arguments, given)
+            case "quick":
+                return quick.tour(page, arguments, given)
+            case _:
+                return measure(page, arguments, given)
+    except OptionError as error:
+        raise UsageError(str(error)) from error
+    except (RunError, ImportError) as error:
+        page.print(f"[bold red]error[/]: {escape(str(error))}", soft_wrap=True)
+        return WRONG
+
+
+def list_backends(page: Console) -> int:
+    """Print every op and backend, and whether it runs a typical problem here."""
+    device = default_device()
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("op", "backend", f"here ({device.type})", "notes"):
+        table.add_column(name, overflow="fold")
+    for op in ("prefill", "decode"):
+        for backend in registry.backends(op):
+            missing = registry.unavailable(op, backend)
+            answers = {}
+            for rank in (1, 4):
+                (problem,) = problems(Axes(op=op, rank=(rank,)))
+                answers[rank] = missing or registry.refusal(op, backend, problem, device)
+            here = "no" if all(answers.values()) else "yes"
+            reasons = dict.fromkeys(answer for answer in answers.values() if answer)
+            notes = "; ".join(
+                reason if missing or all(answers.values()) else f"not for all ranks: {reason}"
+                for reason in reasons
+            )
+            table.add_row(
+                op, backend, f"[{'green' if here == 'yes' else 'red'}]{here}", escape(notes)
+            )
+    page.print(table)
+    return RIGHT
+
+
+def measure(page: Console, arguments: argparse.Namespace, given: Sequence[str]) -> int:
+    """`check` and `sweep`."""
+    kind: Kind = "check"
+    if arguments.command == "sweep" and not arguments.check_only:
+        kind = "sweep"
+    plugins.load(arguments.plugin)
+    axes = Axes(**arguments.axes)
+    names = choose_backends(axes.op, arguments.backend)
+    entries = tuple(Entry(name) for name in names)
+    jobs = [Job(problem, entries) for problem in problems(axes)]
+    count = len(jobs) * len(entries)
+    if count > MANY and not arguments.yes and sys.stdin.isatty():
+        page.print(
+            f"{count} entries; --yes starts them without this question. Go on? \\[y/N]", end=" "
+        )
+        if input().strip().lower() not in ("y", "yes"):
+            return NOTHING
+    settings = Settings(
+        kind=kind,
+        seed=arguments.seed,
+        budget_s=getattr(arguments, "budget", 0.3),
+        interpret=device_of(arguments).type == "cpu",
+        plugins=absolute(arguments.plugin),
+        command=command_line(given),
+    )
+    outcome = perform(page, arguments, settings, jobs, arguments.command)
+    page.print(show.results_table(outcome.all))
+    return conclude(page, outcome, records_path(arguments))
+
+
+def resources(page: Console, arguments: argparse.Namespace, given: Sequence[str]) -> int:
+    """Compile every shipped config for sm_90a and list what it takes."""
+    plugins.load(arguments.plugin)
+    axes = Axes(**arguments.axes)
+    jobs = resource_jobs(problems(axes), choose_backends(axes.op, arguments.backend))
+    if not jobs:
+        page.print("no backend chosen here compiles anything: see `mamba3-bench list`")
+        return NOTHING
+    settings = Settings(
+        kind="resources",
+        seed=arguments.seed,
+        plugins=absolute(arguments.plugin),
+        command=command_line(given),
+    )
+    outcome = perform(page, arguments, settings, jobs, "resources")
+    page.print(show.resources_table(outcome.all))
+    return conclude(page, outcome, records_path(arguments))
+
+
+def report(page: Console, paths: Sequence[Path], out: Path) -> int:
+    """Make tables, plots and the page from record files; raises UsageError for missing ones."""
+    missing = [path for path in paths if not path.is_file()]
+    if missing:
+        raise UsageError(f"no such record file: {', '.join(map(str, missing))}")
+    write_report(page, paths, out)
+    return RIGHT

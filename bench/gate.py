@@ -1,0 +1,214 @@
+"""The gate: whether a result is right, judged against the float64 recurrence.
+
+Truth is the backend `reference` with float64 buffers, on the very inputs of the call (their values
+as rounded to their dtypes), for a subset of the independent (batch, head) rows: the first and last
+batch row and head always, others drawn from the seed, all of them if the problem is small. It is
+kept on the host, out of a stray kernel's reach.
+
+The yardstick is the backend `torch` on the same rows in the same dtypes: what a careful
+implementation loses by computing in these dtypes. An output may be SAFETY = 2 times as far from the
+truth, in relative L2 norm and in its largest element, because two summation orders of equal merit
+differ by such a factor. The yardstick's error can be zero (a state that is a copy, L = 1), so some
+units in the last place are granted beside it. Let u = eps/2 be the unit roundoff of the output's
+own dtype, and K the number of roundings to that dtype that a right kernel may make on its way:
+independent ones add up to sqrt(K) u ||out|| in L2, and at the worst element they may all go one
+way, K u max|out|. For 16-bit outputs K = 2: an intermediate kept in that dtype, then the output,
+for all else is float32. For float32 K = 8, since every operation of the formulas rounds (a change
+of units, an activation, a product, a sum, ...); and what is rounded then includes the angles, up to
+2 pi: an error of 2 pi u there turns q and k, and so moves every output, by that much of its norm.
+"""
+
+import math
+import random
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ..kernels import registry
+from ..kernels.call import Call, Rows
+from .buffers import same_bits, whole_storage
+from .records import Error
+
+SAFETY = 2.0
+
+# By bytes of the output's dtype: K, and the magnitude of what is rounded beside that of the output.
+ROUNDINGS = {2: (2, 1.0), 4: (8, 2 * math.pi), 8: (8, 2 * math.pi)}
+RIVAL_L2 = 0.05  # a rival under this on every output is `inaccurate`, not `wrong`
+
+# Elements of h that the truth may hold: an operation on them still costs about its launch.
+TRUTH_ELEMENTS = {"cuda": 2**19, "cpu": 2**15}
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What the gate says of one run."""
+
+    status: Literal["ok", "inaccurate", "wrong"]
+    reason: str  # empty for ok
+    errors: dict[str, Error]
+
+
+class Gate:
+    """The truth and the bounds of one call, to judge any number of runs on clones of it."""
+
+    def __init__(self, pristine: Call, seed: int) -> None:
+        """Compute truth and yardstick; `pristine` is kept and must never be run itself."""
+        self.pristine = pristine
+        self.rows = choose_rows(pristine, seed)
+        truth = truth_of(pristine.take(self.rows))
+        yardstick = pristine.take(self.rows)
+        yardstick.poison()
+        torch_backend = registry.get(pristine.problem.op, "torch")
+        torch_backend.run(yardstick, torch_backend.default(yardstick.problem, yardstick.y.device))
+        self.truth = {name: result.cpu() for name, result in truth.results().items()}
+        self.bounds: dict[str, tuple[float, float]] = {}
+        for name, result in yardstick.results().items():
+            l2, largest = distance(result.cpu(), self.truth[name])
+            dtype = pristine.outputs()[name].dtype
+            roundings, reach = ROUNDINGS[dtype.itemsize]
+            unit = torch.finfo(dtype).eps / 2 * reach
+            peak = float(self.truth[name].abs().max())
+            self.bounds[name] = (
+                SAFETY * l2 + math.sqrt(roundings) * unit,
+                SAFETY * largest + roundings * unit * peak,
+            )
+
+    def judge(self, call: Call, *, rival: bool = False) -> Verdict:
+        """Whether a clone of the call that was poisoned and run holds the right results."""
+        faults = self._touched(call) + self._unwritten(call)
+        errors = {}
+        results = call.take(self.rows).results()
+        for name, truth in self.truth.items():
+            l2, largest = distance(results[name].cpu(), truth)
+            errors[name] = Error(l2, self.bounds[name][0], largest, self.bounds[name][1])
+        beyond = [describe(name, error) for name, error in errors.items() if not within(error)]
+        if not faults and not beyond:
+            return Verdict("ok", "", errors)
+        close = all(error.l2 < RIVAL_L2 for error in errors.values())
+        if rival and not faults and close:
+            return Verdict("inaccurate", "; ".join(beyond), errors)
+        return Verdict("wrong", "; ".join(faults + beyond), errors)
+
+    def _touched(self, call: Call) -> list[str]:
+        """What the run changed although it may only read it."""
+        names = []
+        before, after = read_only(self.pristine), read_only(call)
+        for name, tensor in before.items():
+            if not same_bits(after[name], tensor):
+                names.append(name)
+        idle = idle_pool_rows(call)
+        if idle is not None:
+            for name, tensor in call.final.items():
+                kept = dict(self.pristine.final.items())[name]
+                if not same_bits(tensor[idle], kept[idle]):
+                    names.append(f"state.{name} of rows that are not in state_indices")
+        return [f"changed {', '.join(names)}, which it may only read"] if names else []
+
+    def _unwritten(self, call: Call) -> list[str]:
+        """Outputs that still hold NaN, or hold infinities, in any row."""
+        faults = []
+        active = active_rows(call)
+        for name, tensor in call.outputs().items():
+            written = tensor
+            if active is not None:
+                assert call.state_indices is not None
+                written = tensor[active if name == "y" else call.state_indices.long()[active]]
+            bad = int((~written.isfinite()).sum())
+            if bad:
+                faults.append(f"{name}: {bad} of {written.numel()} elements not finite")
+        return faults
+
+
+def truth_of(call: Call) -> Call:
+    """The call after the float64 reference ran it into float64 buffers, filled with NaN before."""
+    if call.final is call.state:
+        state = call.state.map(lambda _, tensor: tensor.double())
+        wide = replace(call, state=state, final=state, y=call.y.double())
+    else:
+        final = call.final.map(lambda _, tensor: tensor.double())
+        wide = replace(call, final=final, y=call.y.double())
+    wide.poison()
+    registry.get(call.problem.op, "reference").run(wide, None)
+    return wide
+
+
+def choose_rows(call: Call, seed: int) -> Rows:
+    """The batch rows and heads to verify: first and last always, others from the seed."""
+    problem = call.problem
+    limit = TRUTH_ELEMENTS["cuda" if call.y.is_cuda else "cpu"] // (problem.P * problem.N)
+    active = active_rows(call)
+    batch = list(range(problem.B)) if active is None else active.tolist()
+    B, H = len(batch), problem.H
+    heads = min(H, max(2, limit // min(B, 2)))
+    rng = random.Random(seed)
+    return Rows(
+        batch=tuple(batch[i] for i in _ends_and(B, max(2, limit // heads), rng)),
+        heads=tuple(_ends_and(H, heads, rng)),
+    )
+
+
+def _ends_and(size: int, count: int, rng: random.Random) -> list[int]:
+    """First and last of range(size), and others to make `count`, in order."""
+    if count >= size:
+        return list(range(size))
+    return sorted([0, size - 1, *rng.sample(range(1, size - 1), count - 2)])
+
+
+def active_rows(call: Call) -> Tensor | None:
+    """The batch rows that are no padding; None if there are no state_indices."""
+    if call.state_indices is None:
+        return None
+    return (call.state_indices >= 0).nonzero()[:, 0]
+
+
+def idle_pool_rows(call: Call) -> Tensor | None:
+    """Mask of the pool rows that no batch row names; None if there are no state_indices."""
+    if call.state_indices is None:
+        return None
+    idle = torch.ones(call.problem.sequences, dtype=torch.bool, device=call.y.device)
+    idle[call.state_indices[call.state_indices >= 0].long()] = False
+    return idle
+
+
+def read_only(call: Call) -> dict[str, Tensor]:
+    """Everything the call may only read. Inputs with their gaps: other slices live there."""
+    shared: dict[int, list[str]] = {}
+    storages = {}
+    for name, tensor in call.inputs.items():
+        address = tensor.untyped_storage().data_ptr()
+        shared.setdefault(address, []).append(name)
+        storages[address] = whole_storage(tensor)
+    inputs = {f"inputs ({', '.join(shared[at])})": bytes_ for at, bytes_ in storages.items()}
+    params = {f"params.{name}": tensor for name, tensor in call.params.items()}
+    state = {}
+    if call.state is not None and call.state is not call.final:
+        state = {f"state.{name} given": tensor for name, tensor in call.state.items()}
+    extra = {"cu_seqlens": call.cu_seqlens, "state_indices": call.state_indices}
+    present = {name: tensor for name, tensor in extra.items() if tensor is not None}
+    return inputs | params | state | present
+
+
+def distance(result: Tensor, truth: Tensor) -> tuple[float, float]:
+    """(relative L2 norm, largest element) of result - truth, both float64; NaN if any is NaN."""
+    difference = result - truth
+    return float(difference.norm()) / _norm(truth), float(difference.abs().max())
+
+
+def _norm(truth: Tensor) -> float:
+    """The norm to divide by; a truth of zeros is compared absolutely."""
+    return float(truth.norm()) or 1.0
+
+
+def within(error: Error) -> bool:
+    """Whether both norms are within their bounds; NaN is not."""
+    return error.l2 <= error.l2_bound and error.largest <= error.largest_bound
+
+
+def describe(name: str, error: Error) -> str:
+    """One output beyond its bounds, in words."""
+    return (
+        f"{name}: relative L2 error {error.l2:.2g} (bound {error.l2_bound:.2g}), "
+        f"largest {error.largest:.2g} (bound {error.largest_bound:.2g})"
+    )

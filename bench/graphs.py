@@ -1,0 +1,290 @@
+"""Device time on a GPU: replays of CUDA graphs over clones of a call, rivals interleaved.
+
+Why so:
+- A graph takes the host out: a replay is one launch, however many calls it holds, so what lies
+  between its two events is device time. The first kernel's launch is shared by all calls of the
+  graph.
+- Cold: the graph runs the call once on each of several clones, inputs and states alike, that
+  together exceed the L2 COLD = 4 times. Twice would do with least-recently-used replacement; a
+  cache that evicts at random, cycled over F times its size, still hits a share h = exp(-(1 - h) F)
+  of its accesses: 20 % for F = 2, 2 % for F = 4. Fewer than 2 times is no cold number.
+- Warm: the graph runs the call many times on one clone, after an untimed replay.
+- A sample lasts about TARGET_S: events resolve about 0.5 us, and a graph's launch costs a few.
+- A replay is proved: outputs are poisoned, the graph is replayed once, and every clone must hold,
+  bit for bit, what as many eager runs leave (finite numbers, for an implementation that does not
+  claim repeatability). A launch on another stream than the captured one shows up here as NaN.
+- After the samples the same graph gets inputs of another seed in the same buffers, and its results
+  are judged by the gate again: neither a stale nor a remembered output can pass.
+- In-place states move on with each replay. They contract, so the time does not depend on it; before
+  every proof they are put back.
+- Samples come in blocks of about BLOCK_S. While a block runs, NVML is asked for the SM clock and
+  the throttle reasons; a block under thermal or supply slowdown is dropped and counted.
+"""
+
+import math
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..kernels.call import Call
+from .buffers import allocated_bytes, differing, restore, snapshot, touched_bytes
+from .gate import Gate, Verdict
+from .gpu import Gpu, Queue, Span
+from .records import Samples, Times
+from .timing import COUNT, Run, host_time, order, summarise, turns
+
+COLD = 4  # clones exceed the L2 this many times
+LEAST_COLD = 2
+TARGET_S = 200e-6  # of a sample
+FASTEST = 5e12  # bytes/s that no call exceeds: with it, enough clones for TARGET_S are made
+LONGEST_S = 50e-3  # of a cold sample, where fewer clones are still cold
+BLOCK_S = 10e-3
+WARM_UP_S = 0.1  # of replays before the first sample: clocks rise from idle in tens of ms
+CLONES = 1000
+MEMORY_SHARE = 0.6  # of the free memory that clones may take
+PATIENCE_S = (1.0, 4.0, 10.0)  # pauses when throttling leaves too few samples
+
+
+class NotCaptured(Exception):
+    """The implementation cannot be captured in a graph: right, but without a device time."""
+
+
+class FalseReplay(Exception):
+    """A replay does not do what an eager run does."""
+
+
+class Throttled(Exception):
+    """The GPU was too hot to be measured."""
+
+
+@dataclass(frozen=True, slots=True)
+class Replay:
+    """A captured graph over some clones, each run `rounds` times."""
+
+    launch: Queue
+    clones: list[Call]
+    rounds: int
+
+    @property
+    def calls(self) -> int:
+        """Calls in one replay."""
+        return len(self.clones) * self.rounds
+
+
+@dataclass(frozen=True, slots=True)
+class Contender:
+    """One implementation, captured and proved."""
+
+    run: Run
+    deterministic: bool
+    cold: Replay | None
+    warm: Replay
+
+
+@dataclass(frozen=True, slots=True)
+class Raw:
+    """Interleaved samples in us per call: `spent[i][j]` is rival i's j-th."""
+
+    spent: list[list[float]]
+    dropped: int  # of each rival, throttled
+    sm_clock_mhz: float | None  # median over the blocks
+
+
+class GraphBench:
+    """Times any number of implementations of one call on the same clones."""
+
+    def __init__(self, pristine: Call, gpu: Gpu) -> None:
+        """Make the clones; raises torch.OutOfMemoryError if not even one fits."""
+        self.gpu = gpu
+        self.pristine = pristine
+        touched = touched_bytes(pristine)
+        self.fewest = math.ceil(COLD * gpu.l2_bytes / touched)
+        self.least = math.ceil(LEAST_COLD * gpu.l2_bytes / touched)
+        wanted = max(self.fewest, math.ceil(TARGET_S * FASTEST / touched))
+        room = int(MEMORY_SHARE * gpu.free_bytes() / allocated_bytes(pristine))
+        self.clones = [pristine.clone() for _ in range(max(1, min(wanted, room, CLONES)))]
+        self.contenders: list[Contender] = []
+
+    def add(self, run: Run, *, deterministic: bool) -> None:
+        """Capture an implementation and prove its replays.
+
+        Raises NotCaptured or FalseReplay, with the reason.
+        """
+        seconds = self._eager_seconds(run)
+        clones = self.clones[: max(self.fewest, math.ceil(LONGEST_S / seconds))]
+        cold = None
+        if len(clones) >= self.least:
+            cold = self._captured(run, clones, 1)
+            self._prove(run, cold, deterministic)
+            seconds = self._seconds(cold)
+        rounds = min(max(1, math.ceil(TARGET_S / seconds)), CLONES)
+        warm = self._captured(run, self.clones[:1], rounds)
+        self._prove(run, warm, deterministic)
+        self.contenders.append(Contender(run, deterministic, cold, warm))
+
+    def measure(self, budget_s: float) -> list[Times]:
+        """Device times of all contenders interleaved, then host times; `budget_s` for each.
+
+        Raises Throttled.
+        """
+        cold: dict[int, Samples] = {}
+        clock = None
+        with_cold = [i for i, one in enumerate(self.contenders) if one.cold is not None]
+        if with_cold:
+            replays = [one.cold for one in self.contenders if one.cold is not None]
+            raw = self.interleave(replays, budget_s)
+            clock = raw.sm_clock_mhz
+            summaries = [summarise(spent, raw.dropped) for spent in raw.spent]
+            cold = dict(zip(with_cold, summaries, strict=True))
+        raw = self.interleave([one.warm for one in self.contenders], budget_s / 2, settle=True)
+        warm = [summarise(spent, raw.dropped) for spent in raw.spent]
+        clock = clock or raw.sm_clock_mhz
+        return [
+            Times("cuda", cold.get(i), warm[i], self._host(one.run), clock)
+            for i, one in enumerate(self.contenders)
+        ]
+
+    def interleave(
+        self, replays: Sequence[Replay], budget_s: float, *, settle: bool = False
+    ) -> Raw:
+        """Samples of several graphs, A B B A; with `settle`, each after an untimed replay.
+
+        Raises Throttled if that leaves too few samples.
+        """
+        seconds = [self._seconds(replay) * replay.calls for replay in replays]
+        self._warm_up(replays)
+        wanted = turns(seconds, budget_s, COUNT)
+        per_block = max(1, round(BLOCK_S / sum(seconds)))
+        spent: list[list[float]] = [[] for _ in replays]
+        clocks, dropped, reasons = [], 0, set[str]()
+        pauses = iter(PATIENCE_S)
+        while len(spent[0]) < wanted:
+            done = len(spent[0])
+            block = self._block(replays, range(done, min(done + per_block, wanted)), settle)
+            reading = self.gpu.reading()  # the queue is full: the GPU is busy with the block
+            self.gpu.wait()
+            if reading.throttled:
+                dropped += len(block[0])
+                reasons |= set(reading.throttled)
+                pause = next(pauses, None)
+                if pause is None:
+                    raise Throttled(f"throttled too often: {', '.join(sorted(reasons))}")
+                time.sleep(pause)
+                self._warm_up(replays)
+                continue
+            clocks += [] if reading.sm_mhz is None else [reading.sm_mhz]
+            for i, spans in enumerate(block):
+                spent[i] += [span.seconds() * 1e6 / replays[i].calls for span in spans]
+        return Raw(spent, dropped, statistics.median(clocks) if clocks else None)
+
+    def recheck(self, index: int, fresh: Gate, *, rival: bool = False) -> Verdict:
+        """Judge what the timed graph of a contender makes of other inputs in its buffers."""
+        one = self.contenders[index]
+        replay = one.cold or one.warm
+        if replay.rounds > 1 and fresh.pristine.final is fresh.pristine.state:
+            # a warm graph alone, of a state updated in place: capture a single step anew
+            replay = self._captured(one.run, replay.clones, 1)
+        self._replay_from(fresh.pristine, replay)
+        first, *others = replay.clones
+        verdict = fresh.judge(first, rival=rival)
+        if verdict.status == "wrong":
+            return verdict
+        expected = first.outputs()
+        for clone in others:
+            fault = self._fault(clone, expected, one.deterministic)
+            if fault:
+                return Verdict("wrong", fault, verdict.errors)
+        return verdict
+
+    def _captured(self, run: Run, clones: list[Call], rounds: int) -> Replay:
+        """Capture the calls in one graph, after an eager run on the capturing stream."""
+
+        def calls() -> None:
+            for _ in range(rounds):
+                for clone in clones:
+                    run(clone)
+
+        self.gpu.on_stream(lambda: run(clones[0]))
+        try:
+            return Replay(self.gpu.capture(calls), clones, rounds)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            text = " ".join(str(error).split())[:300]
+            raise NotCaptured(f"it cannot be captured in a CUDA graph: {text}") from error
+
+    def _prove(self, run: Run, replay: Replay, deterministic: bool) -> None:
+        """Replay once on poisoned outputs and compare with eager runs."""
+        first = replay.clones[0]
+        restore(first, self.pristine)
+        first.poison()
+        for _ in range(replay.rounds):
+            run(first)
+        self.gpu.wait()
+        expected = snapshot(first)
+        self._replay_from(self.pristine, replay)
+        for clone in replay.clones:
+            fault = self._fault(clone, expected, deterministic)
+            if fault:
+                raise FalseReplay(f"a graph replay does not do what eager runs do: {fault}")
+
+    def _replay_from(self, source: Call, replay: Replay) -> None:
+        """Put the values of a call into the clones, poison their outputs and replay once."""
+        for clone in replay.clones:
+            restore(clone, source)
+            clone.poison()
+        self.gpu.wait()
+        self.gpu.queue(replay.launch)
+        self.gpu.wait()
+
+    def _fault(self, clone: Call, expected: dict[str, Tensor], deterministic: bool) -> str:
+        """How a clone's outputs differ from what they should be; empty if they do not."""
+        outputs = clone.outputs()
+        if deterministic:
+            differ = differing(outputs, expected)
+            return f"{', '.join(differ)} of a clone differ" if differ else ""
+        bad = [
+            name
+            for name, tensor in outputs.items()
+            if not torch.equal(tensor.isfinite(), expected[name].isfinite())
+        ]
+        return f"{', '.join(bad)} of a clone not finite" if bad else ""
+
+    def _host(self, run: Run) -> Samples:
+        return host_time(run, self.clones[0], self.gpu.wait)
+
+    def _eager_seconds(self, run: Run) -> float:
+        """Rough time of one eager call, host time included, the second of two."""
+        for _ in range(2):
+            self.gpu.wait()
+            begin = time.perf_counter()
+            run(self.clones[0])
+            self.gpu.wait()
+            seconds = time.perf_counter() - begin
+        return seconds
+
+    def _seconds(self, replay: Replay) -> float:
+        """Rough device time of one call in a replay, the second of two."""
+        ((_, span),) = self._block([replay], range(2), settle=False)
+        self.gpu.wait()
+        return max(span.seconds() / replay.calls, 1e-7)
+
+    def _warm_up(self, replays: Sequence[Replay]) -> None:
+        begin = time.perf_counter()
+        while time.perf_counter() - begin < WARM_UP_S:
+            self._block(replays, range(1), settle=False)
+            self.gpu.wait()
+
+    def _block(self, replays: Sequence[Replay], numbers: range, settle: bool) -> list[list[Span]]:
+        """Queue some turns of samples without waiting; returns the spans of each rival."""
+        spans: list[list[Span]] = [[] for _ in replays]
+        for turn in numbers:
+            for i in order(len(replays), turn):
+                if settle:
+                    self.gpu.queue(replays[i].launch)
+                spans[i].append(self.gpu.span(replays[i].launch))
+        return spans

@@ -1,0 +1,132 @@
+"""What machine and software this is: read, never set. The host's name is not recorded."""
+
+import os
+import platform
+import re
+import subprocess
+from contextlib import suppress
+from functools import cache
+from importlib import metadata
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .. import __version__
+
+PACKAGES = (
+    "torch",
+    "triton",
+    "tilelang",
+    "nvidia-cutlass-dsl",
+    "apache-tvm-ffi",
+    "numpy",
+    "mamba-ssm",
+    "flash-linear-attention",
+    "flashinfer-python",
+)
+# The part of an environment that a time or a compiled kernel depends on: another value of one of
+# these is another measurement.
+IDENTITY = ("device", "gpu", "driver", "cuda", "ptxas", "python", "packages", "interpreted")
+
+
+def environment(device: torch.device, *, interpreted: bool = False) -> dict[str, Any]:
+    """GPU or CPU, driver, toolchain, packages and source state, as plain values."""
+    found: dict[str, Any] = {
+        "device": device.type,
+        "gpu": None,
+        "driver": driver_version(),
+        "cuda": torch.version.cuda,
+        "ptxas": ptxas_version(),
+        "python": platform.python_version(),
+        "packages": package_versions(),
+        "cpu": cpu_name(),
+        "cpu_count": os.cpu_count(),
+        "version": __version__,
+        "interpreted": interpreted,
+        **source_state(),
+    }
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        found |= {
+            "gpu": properties.name,
+            "compute_capability": f"{properties.major}.{properties.minor}",
+            "sm_count": properties.multi_processor_count,
+            "l2_bytes": properties.L2_cache_size,
+            "memory_bytes": properties.total_memory,
+        }
+    return found
+
+
+def identity(found: dict[str, Any]) -> dict[str, Any]:
+    """The part of an environment that a record's key depends on."""
+    part = {name: found.get(name) for name in IDENTITY}
+    return part if part["gpu"] else part | {"cpu": found.get("cpu")}
+
+
+@cache
+def package_versions() -> dict[str, str]:
+    """Installed version of each package that matters to a result."""
+    versions = {}
+    for name in PACKAGES:
+        with suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
+    return versions
+
+
+@cache
+def ptxas_version() -> str | None:
+    """Version of the assembler that Triton ships; None without Triton."""
+    spec = find_spec("triton")
+    if spec is None or spec.origin is None:
+        return None
+    ptxas = Path(spec.origin).parent / "backends" / "nvidia" / "bin" / "ptxas"
+    found = re.search(r"V(\d+(\.\d+)+)", _output([str(ptxas), "--version"]) or "")
+    return found[1] if found else None
+
+
+@cache
+def driver_version() -> str | None:
+    """Version of the NVIDIA driver; None without one."""
+    with suppress(ImportError):
+        import pynvml
+
+        with suppress(pynvml.NVMLError):
+            pynvml.nvmlInit()
+            return str(pynvml.nvmlSystemGetDriverVersion())
+    return None
+
+
+@cache
+def source_state() -> dict[str, Any]:
+    """Commit of the source tree and whether it has changes; both None for an installed package."""
+    root = Path(__file__).resolve().parent.parent
+    if _output(
+        ["git", "-C", str(root), "ls-files", "--error-unmatch", str(Path(__file__).resolve())]
+    ):
+        return {
+            "commit": (_output(["git", "-C", str(root), "rev-parse", "HEAD"]) or "").strip()
+            or None,
+            "dirty": bool(_output(["git", "-C", str(root), "status", "--porcelain"])),
+        }
+    return {"commit": None, "dirty": None}
+
+
+@cache
+def cpu_name() -> str:
+    """The processor's model name."""
+    with suppress(OSError):
+        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.M)
+        if found:
+            return found[1]
+    return platform.machine()
+
+
+def _output(command: list[str]) -> str | None:
+    """What a command prints; None if it is missing or fails."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout if done.returncode == 0 else None

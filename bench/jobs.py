@@ -1,0 +1,80 @@
+"""What parent and worker say to each other: plain data, picklable, no tensors."""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from ..kernels.problem import Problem
+from .records import Row
+
+Kind = Literal["check", "sweep", "resources"]
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One implementation to be measured: a backend and one of its configs."""
+
+    backend: str
+    config: dict[str, Any] | None = None  # None: its hand-picked default for the problem
+    key: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One problem and those who solve it; they are timed interleaved, so their ratio is fair."""
+
+    problem: Problem
+    entries: tuple[Entry, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What a worker does with every job."""
+
+    kind: Kind
+    seed: int = 0
+    budget_s: float = 0.3  # measured time per entry
+    interpret: bool = False  # run kernels through their DSL's interpreter
+    plugins: tuple[str, ...] = ()  # files or modules that register more implementations
+    command: str = ""  # the command line, for the record
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Parent to worker, once: the device and what is known of it already."""
+
+    settings: Settings
+    device: str
+    ceilings: dict[str, float] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """Worker to parent, once: it is ready on this environment."""
+
+    environment: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """Worker to parent: what it does now, for one entry or, with None, for all that are left."""
+
+    entry: int | None
+    what: str
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """Worker to parent: the row of one entry."""
+
+    entry: int
+    row: Row
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """Worker to parent: the job is done. A worker that is not `healthy` ends itself now."""
+
+    healthy: bool = True
+
+
+Message = Hello | Stage | Done | Finished

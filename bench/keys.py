@@ -1,0 +1,78 @@
+"""The key of a record: equal keys mean that the same thing was measured in the same place."""
+
+import hashlib
+import importlib.util
+import json
+from collections.abc import Iterable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from .. import kernels, reference
+from ..kernels.problem import OpName, Problem
+from ..kernels.registry import MODULES, module_name
+from .hardware import identity
+from .jobs import Entry, Settings
+
+# The measuring code itself: another gate or another timer is another measurement.
+MEASURING = (
+    "buffers.py",
+    "gate.py",
+    "gpu.py",
+    "graphs.py",
+    "hard.py",
+    "timing.py",
+    "worker.py",
+)
+
+
+def key(problem: Problem, entry: Entry, settings: Settings, environment: dict[str, Any]) -> str:
+    """Hash of (source, config, problem, environment, seed, kind)."""
+    parts = {
+        "source": source_hash(problem.op, entry.backend, settings.plugins),
+        "backend": entry.backend,
+        "config": entry.config,
+        "problem": problem.as_dict(),
+        "environment": identity(environment),
+        "seed": settings.seed,
+        "kind": settings.kind,
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:20]
+
+
+@cache
+def source_hash(op: OpName, backend: str, plugins: tuple[str, ...]) -> str:
+    """Hash of the files that a backend's results stand on.
+
+    Its own folder; the op interface; reference and torch, which judge it; the measuring code. A
+    plugin may register or replace anything, so its file counts for every backend.
+    """
+    # package paths, not rglob from the top: the folders of a source tree are links
+    tops = [Path(path).resolve() for path in (*kernels.__path__, *reference.__path__)]
+    folders = [*tops, tops[0] / "torch"]
+    files = [Path(__file__).resolve().parent / name for name in MEASURING]
+    if (op, backend) in MODULES:
+        folders.append((tops[0] / MODULES[op, backend].replace(".", "/")).parent)
+    else:
+        plugins = (*plugins, *filter(None, [module_name(op, backend)]))
+    files += [file for folder in folders for file in folder.glob("*.py")]
+    files += list((tops[0] / "tuned").glob("*"))
+    return _hash({*files, *(path for name in plugins if (path := source_file(name)))})
+
+
+def source_file(plugin: str) -> Path | None:
+    """The file of a plugin, given as a path or as a module name."""
+    if plugin.endswith(".py"):
+        return Path(plugin).resolve()
+    try:
+        spec = importlib.util.find_spec(plugin)
+    except (ImportError, ValueError):  # a module made from a file: the file is named by itself
+        return None
+    return Path(spec.origin) if spec and spec.origin else None
+
+
+def _hash(files: Iterable[Path]) -> str:
+    digest = hashlib.sha256()
+    for file in sorted(files):
+        digest.update(file.name.encode() + b"\0" + file.read_bytes() + b"\0")
+    return digest.hexdigest()

@@ -1,0 +1,124 @@
+"""`mamba3-bench quick`: everything the suite does, at a size for minutes, on any machine.
+
+On a GPU the kernels are gated and timed. Without one they are gated through their interpreter,
+compiled for sm_90a, and PyTorch alone is timed, on the CPU; what that leaves out is said plainly.
+"""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from rich.console import Console
+from rich.markup import escape
+
+from ..kernels import registry
+from . import doctor, show
+from .grid import Axes, problems
+from .jobs import Entry, Job, Kind, Settings
+from .report import write_report
+from .runner import Outcome
+from .session import (
+    INTERRUPTED,
+    absolute,
+    choose_backends,
+    command_line,
+    device_of,
+    exit_code,
+    perform,
+    records_path,
+    resource_jobs,
+)
+
+SMALL = Axes(heads=(2,), head_size=(32,), state=(32,))
+EVERY = ("bf16", "fp16", "fp32", "tf32")
+
+
+def tour(page: Console, arguments: argparse.Namespace, given: Sequence[str]) -> int:
+    """Machine, compiler, gates and times, report; returns the exit code."""
+    device = device_of(arguments)
+    page.rule("machine")
+    doctor.report(page)
+    outcomes = []
+    for title, kind, jobs in steps(device):
+        page.rule(title)
+        settings = Settings(
+            kind=kind,
+            seed=arguments.seed,
+            interpret=device.type == "cpu" and kind == "check",
+            plugins=absolute(arguments.plugin),
+            command=command_line(given),
+        )
+        outcome = perform(page, arguments, settings, jobs, title)
+        table = show.resources_table if kind == "resources" else show.results_table
+        page.print(table(outcome.all))
+        outcomes.append(outcome)
+        if outcome.interrupted:
+            page.print("interrupted: the same command goes on from here")
+            return INTERRUPTED
+    page.rule("report")
+    path = records_path(arguments)
+    assert path is not None
+    write_report(page, [path], path.parent / "report")
+    page.rule("summary")
+    return summary(page, device, outcomes)
+
+
+def steps(device: torch.device) -> list[tuple[str, Kind, list[Job]]]:
+    """Title, kind and jobs of each step."""
+    typical = [
+        replace(problem, L=2048)
+        for op in ("prefill", "decode")
+        for problem in problems(Axes(op=op, dtype=EVERY))
+    ]
+    compiled = [
+        job
+        for problem in typical
+        for job in resource_jobs([problem], choose_backends(problem.op, None))
+    ]
+    plan: list[tuple[str, Kind, list[Job]]] = [("compile for sm_90a", "resources", compiled)]
+    if device.type == "cuda":
+        sizes = Axes(dtype=("bf16", "fp32"), batch=(1, 8), length=(512, 2048, 8192))
+        steps_ = Axes(op="decode", rank=(1, 4), batch=(1, 32, 128))
+        plan.append(("gate and time", "sweep", _jobs(sizes) + _jobs(steps_)))
+        return plan
+    gates = [
+        *_jobs(replace(SMALL, dtype=EVERY, batch=(2,), length=(67,))),
+        *_jobs(replace(SMALL, dtype=EVERY, rank=(4,), length=(67,))),
+        *_jobs(replace(SMALL, op="decode", dtype=EVERY, rank=(1, 4), batch=(3,))),
+    ]
+    plan.append(("gate", "check", gates))
+    sizes = Axes(heads=(4,), state=(64,), dtype=("bf16", "fp32"), length=(256, 512, 1024, 2048))
+    timed = [Job(problem, (Entry("torch"),)) for problem in problems(sizes)]
+    plan.append(("time PyTorch on this CPU", "sweep", timed))
+    return plan
+
+
+def _jobs(axes: Axes) -> list[Job]:
+    entries = tuple(Entry(name) for name in choose_backends(axes.op, None))
+    return [Job(problem, entries) for problem in problems(axes)]
+
+
+def summary(page: Console, device: torch.device, outcomes: Sequence[Outcome]) -> int:
+    """Print what was found and what could not be; returns the exit code."""
+    rows = [row for outcome in outcomes for row in outcome.all]
+    gated = [row for row in rows if row.status in ("ok", "inaccurate")]
+    failed = [row for row in rows if exit_code([row]) == 1]
+    page.print(
+        f"{len(gated)} results right, {len(failed)} wrong or failed, "
+        f"{sum(len(row.resources) > 0 for row in rows)} configs compiled",
+        highlight=False,
+    )
+    if device.type == "cpu":
+        page.print(
+            "Not measured, for want of a GPU: device times, cold and warm L2, share of the copy "
+            "rate, clocks. The times above are this CPU's, of PyTorch; kernels were run by their "
+            "interpreter, whose time means nothing.",
+            soft_wrap=True,
+        )
+    for op in ("prefill", "decode"):
+        for backend in registry.backends(op):
+            reason = registry.unavailable(op, backend)
+            if reason is not None:
+                page.print(f"Not checked: {op} by {backend}: {escape(reason)}", soft_wrap=True)
+    return exit_code(rows)

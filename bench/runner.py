@@ -1,0 +1,304 @@
+"""The parent of a run: gives jobs to one worker per GPU, writes rows, survives its workers.
+
+A worker that dies or hangs costs the entry that it was busy with one row. If it was busy with
+several (they are timed interleaved), each is run again by itself, and the guilty one dies alone.
+"""
+
+import fcntl
+import os
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from multiprocessing.connection import wait
+from pathlib import Path
+from typing import Any, Protocol
+
+from ..kernels.errors import Mamba3Error
+from ..kernels.registry import INTERPRETERS
+from . import records
+from .hardware import identity
+from .jobs import Done, Entry, Finished, Hello, Job, Message, Settings, Stage, Start
+from .keys import key
+from .process import Process
+from .records import Row, Status
+from .worker import blank_row
+
+FAILED: tuple[Status, ...] = ("compile-failed", "run-failed", "timeout", "wrong")
+START_S = 300.0  # for a worker to import its packages and answer
+
+
+class RunError(Mamba3Error):
+    """The run cannot go on, or cannot begin."""
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """Where one worker runs: a device, and the variables that make it see that device alone."""
+
+    device: str
+    variables: dict[str, str] = field(default_factory=dict)
+
+
+class Observer(Protocol):
+    """Who watches a run: the progress display, or a test."""
+
+    def planned(self, total: int, recorded: int) -> None:
+        """Entries asked for, and how many of them are recorded already."""
+
+    def stage(self, slot: Slot, job: Job, stage: Stage) -> None:
+        """What a worker does now."""
+
+    def row(self, row: Row) -> None:
+        """A row was finished and is on disk."""
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What a run did."""
+
+    rows: list[Row] = field(default_factory=list)  # made by this run
+    recorded: list[Row] = field(default_factory=list)  # asked for, and found in the record file
+    interrupted: bool = False
+    left: int = 0  # entries not done, after an interrupt
+
+    @property
+    def all(self) -> list[Row]:
+        """Every row that answers what was asked for."""
+        return self.recorded + self.rows
+
+
+@dataclass(slots=True)
+class Seat:
+    """A slot with its worker, and the job that it has now."""
+
+    slot: Slot
+    process: Process | None = None
+    environment: dict[str, Any] | None = None  # as of the last greeting
+    greeted: bool = False
+    job: Job | None = None
+    left: dict[int, Entry] = field(default_factory=dict)
+    stage: Stage = field(default_factory=lambda: Stage(None, "starting"))
+
+    @property
+    def waiting(self) -> bool:
+        """Whether a message is due."""
+        return self.process is not None and (self.job is not None or not self.greeted)
+
+
+class Runner:
+    """One run over some jobs."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        slots: Sequence[Slot],
+        path: Path | None,
+        observer: Observer,
+        *,
+        timeout_s: float = 300.0,
+        retry: bool = False,
+    ) -> None:
+        """Prepare a run.
+
+        path: the record file to resume from and to append to, None to keep no record.
+        timeout_s: longest silence of a worker, which speaks before every stage of every entry.
+        retry: run what failed before again.
+        """
+        self.settings, self.path, self.observer = settings, path, observer
+        self.timeout_s, self.retry = timeout_s, retry
+        self.seats = [Seat(slot) for slot in slots]
+        self.queue: deque[Job] = deque()
+        self.outcome = Outcome()
+        self.deaths = 0  # of workers in a row that never greeted
+
+    def run(self, jobs: Sequence[Job]) -> Outcome:
+        """Run every job that is not recorded; an interrupt ends it early and keeps what is done.
+
+        Raises RunError if workers cannot start, or if another run writes to the same records.
+        """
+        with locked(self.path):
+            try:
+                self._start(self.seats[0])
+                while not self.seats[0].greeted:
+                    self._turn()
+                self._plan(jobs)
+                while self.queue or any(seat.job for seat in self.seats):
+                    self._assign()
+                    self._turn()
+            except KeyboardInterrupt:
+                self.outcome.interrupted = True
+                queued = sum(len(job.entries) for job in self.queue)
+                self.outcome.left = queued + sum(len(seat.left) for seat in self.seats)
+            finally:
+                for seat in self.seats:
+                    if seat.process is not None:
+                        seat.process.kill()
+        return self.outcome
+
+    def _plan(self, jobs: Sequence[Job]) -> None:
+        """Queue what is not recorded, each entry with its key."""
+        known = {}
+        if self.path is not None and self.path.exists():
+            known = {row.key: row for row in records.read([self.path])}
+        environment = self.seats[0].environment or {}
+        total = 0
+        for job in jobs:
+            fresh = []
+            for entry in job.entries:
+                entry = replace(entry, key=key(job.problem, entry, self.settings, environment))
+                row = known.get(entry.key)
+                if row is None or (self.retry and row.status in FAILED):
+                    fresh.append(entry)
+                else:
+                    self.outcome.recorded.append(row)
+            total += len(job.entries)
+            if fresh:
+                self.queue.append(Job(job.problem, tuple(fresh)))
+        self.observer.planned(total, len(self.outcome.recorded))
+
+    def _start(self, seat: Seat) -> None:
+        ceilings = (seat.environment or {}).get("ceilings")
+        variables = dict(seat.slot.variables)
+        if self.settings.interpret:
+            variables |= dict.fromkeys(INTERPRETERS.values(), "1")
+        seat.process = Process(Start(self.settings, seat.slot.device, ceilings), variables)
+        seat.greeted = False
+        seat.stage = Stage(None, "starting")
+
+    def _assign(self) -> None:
+        """Give every idle seat a job, and a worker where it has none."""
+        for seat in self.seats:
+            if seat.job is not None or not self.queue:
+                continue
+            if seat.process is None:
+                self._start(seat)
+            seat.job = self.queue.popleft()
+            seat.left = dict(enumerate(seat.job.entries))
+            if seat.greeted:
+                self._give(seat)
+
+    def _give(self, seat: Seat) -> None:
+        assert seat.process is not None
+        assert seat.job is not None
+        seat.stage = Stage(None, "starting")
+        seat.process.give(seat.job)
+
+    def _turn(self) -> None:
+        """Wait for messages or the next deadline, and deal with them."""
+        seats = {
+            seat.process.connection: seat for seat in self.seats if seat.process and seat.waiting
+        }
+        patience = min(self._deadline(seat) for seat in seats.values()) - time.monotonic()
+        ready = wait(list(seats), timeout=max(patience, 0.0))
+        for connection in ready:
+            seat = seats[connection]  # type: ignore[index]
+            assert seat.process is not None
+            message = seat.process.hear()
+            if message is None:
+                self._lost(seat, "run-failed", seat.process.why_dead())
+            else:
+                self._take(seat, message)
+        for seat in self.seats:
+            if (
+                seat.process is not None
+                and seat.waiting
+                and time.monotonic() > self._deadline(seat)
+            ):
+                limit = self.timeout_s if seat.greeted else START_S
+                where = seat.process.where_stuck()
+                self._lost(seat, "timeout", f"no answer for {limit:g} s, in {where}")
+
+    def _deadline(self, seat: Seat) -> float:
+        assert seat.process is not None
+        return seat.process.heard + (self.timeout_s if seat.greeted else START_S)
+
+    def _take(self, seat: Seat, message: Message) -> None:
+        match message:
+            case Hello(environment):
+                self._greet(seat, environment)
+            case Stage():
+                seat.stage = message
+                if seat.job is not None:
+                    self.observer.stage(seat.slot, seat.job, message)
+            case Done(index, row):
+                del seat.left[index]
+                assert seat.environment is not None
+                seat.environment |= {"ceilings": row.environment.get("ceilings")}
+                self._keep(row)
+            case Finished(healthy):
+                seat.job = None
+                if not healthy:
+                    self._bury(seat)
+
+    def _greet(self, seat: Seat, environment: dict[str, Any]) -> None:
+        first = self.seats[0].environment
+        if first is not None and identity(first) != identity(environment):
+            differ = [n for n, v in identity(first).items() if identity(environment)[n] != v]
+            raise RunError(
+                f"workers differ in {', '.join(differ)}: choose equal GPUs with "
+                "CUDA_VISIBLE_DEVICES, and one run for each kind"
+            )
+        seat.environment, seat.greeted, self.deaths = environment, True, 0
+        if seat.job is not None:
+            self._give(seat)
+
+    def _keep(self, row: Row) -> None:
+        if self.path is not None:
+            records.append(self.path, row)
+        self.outcome.rows.append(row)
+        self.observer.row(row)
+
+    def _bury(self, seat: Seat) -> None:
+        assert seat.process is not None
+        seat.process.kill()
+        seat.process = None
+        seat.greeted = False
+
+    def _lost(self, seat: Seat, status: Status, reason: str) -> None:
+        """Write the row of the entry that ended a worker; put the others back."""
+        greeted = seat.greeted
+        self._bury(seat)
+        if not greeted:
+            self.deaths += 1
+            if self.deaths >= 2:
+                raise RunError(f"workers do not start: {reason}")
+            if seat.job is None:
+                self._start(seat)
+            else:
+                self.queue.appendleft(seat.job)
+                seat.job = None
+            return
+        job, left = seat.job, seat.left
+        assert job is not None
+        guilty = seat.stage.entry
+        if guilty is None and len(left) == 1:
+            (guilty,) = left
+        if guilty is not None and guilty in left:
+            entry = left.pop(guilty)
+            row = blank_row(job.problem, entry, self.settings, seat.environment or {})
+            what = f"{reason}; during: {seat.stage.what}"
+            self._keep(replace(row, status=status, reason=what))
+            rest = [tuple(left.values())] if left else []
+        else:
+            rest = [(entry,) for entry in left.values()]
+        self.queue.extendleft(Job(job.problem, entries) for entries in reversed(rest))
+        seat.job, seat.left = None, {}
+
+
+@contextmanager
+def locked(path: Path | None) -> Iterator[None]:
+    """Hold the folder of a record file, so that two runs do not do the same work twice."""
+    if path is None:
+        yield
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise RunError(f"another run is writing to {path.parent}: wait, or use --out") from None
+    finally:
+        os.close(folder)

@@ -1,0 +1,142 @@
+"""What the commands share: backends, jobs, slots, and what a run comes to."""
+
+import argparse
+import os
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from ..kernels import registry
+from ..kernels.problem import OpName, Problem
+from ..kernels.registry import config_dict
+from . import show
+from .jobs import Entry, Job, Kind, Settings
+from .records import Row
+from .runner import FAILED, Outcome, Runner, Slot
+
+RIGHT, WRONG, NOTHING, INTERRUPTED = 0, 1, 3, 130
+
+
+class UsageError(Exception):
+    """Arguments that do not go together."""
+
+
+def resource_jobs(grid: Sequence[Problem], names: Sequence[str]) -> list[Job]:
+    """One job per problem, with an entry for each config of each backend that can be compiled."""
+    device = torch.device("cpu")
+    jobs = []
+    for problem in grid:
+        entries = []
+        for name in names:
+            if registry.unavailable(problem.op, name) is not None:
+                continue
+            implementation = registry.get(problem.op, name)
+            if implementation.resources is None:
+                continue
+            configs = implementation.configs(problem, device)
+            entries += [Entry(name, config_dict(config)) for config in configs]
+        if entries:
+            jobs.append(Job(problem, tuple(entries)))
+    return jobs
+
+
+def choose_backends(op: OpName, asked: str | None) -> tuple[str, ...]:
+    """The backends named, or all that load here but the reference; raises UsageError."""
+    known = registry.backends(op)
+    if asked is None:
+        loaded = [name for name in known if registry.unavailable(op, name) is None]
+        return tuple(name for name in loaded if name != "reference")
+    names = tuple(dict.fromkeys(part.strip() for part in asked.split(",")))
+    for name in names:
+        if name not in known:
+            raise UsageError(f"--backend: {op} has no {name!r}; there are {', '.join(known)}")
+    return names
+
+
+def perform(
+    page: Console,
+    arguments: argparse.Namespace,
+    settings: Settings,
+    jobs: Sequence[Job],
+    title: str,
+) -> Outcome:
+    """Run jobs under the progress display."""
+    slots = make_slots(device_of(arguments), settings.kind)
+    with show.Watch(page, title) as watch:
+        return Runner(
+            settings,
+            slots[: max(1, len(jobs))],
+            records_path(arguments),
+            watch,
+            timeout_s=arguments.timeout,
+            retry=arguments.retry,
+        ).run(jobs)
+
+
+def make_slots(device: torch.device, kind: Kind) -> list[Slot]:
+    """One slot per visible GPU. On a CPU one to time, or several that share its cores to check."""
+    if device.type == "cuda" and kind != "resources":
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        count = torch.cuda.device_count()
+        names = visible.split(",")[:count] if visible else [str(i) for i in range(count)]
+        return [Slot("cuda:0", {"CUDA_VISIBLE_DEVICES": name}) for name in names]
+    if kind == "sweep":
+        return [Slot("cpu")]
+    workers = min(len(os.sched_getaffinity(0)), 4)
+    return [Slot("cpu", {"OMP_NUM_THREADS": "1"})] * workers
+
+
+def conclude(page: Console, outcome: Outcome, path: Path | None) -> int:
+    """Print the counts and how to go on; returns the exit code."""
+    rows = outcome.all
+    counts: dict[str, int] = {}
+    for row in rows:
+        counts[row.status] = counts.get(row.status, 0) + 1
+    summary = ", ".join(f"{count} {status}" for status, count in counts.items()) or "nothing done"
+    page.print(f"{summary}{f'; records: {path}' if path else ''}", highlight=False, soft_wrap=True)
+    if outcome.interrupted:
+        kept = (
+            "what is done is kept: the same command goes on from here" if path else "not recorded"
+        )
+        page.print(f"interrupted, {outcome.left} entries left; {kept}", highlight=False)
+        return INTERRUPTED
+    return exit_code(rows)
+
+
+def exit_code(rows: Sequence[Row]) -> int:
+    """WRONG if any row failed, NOTHING if none was checked, measured or compiled, else RIGHT."""
+    if any(row.status in FAILED for row in rows):
+        return WRONG
+    if not any(row.status in ("ok", "inaccurate") or row.resources for row in rows):
+        return NOTHING
+    return RIGHT
+
+
+def default_device() -> torch.device:
+    """The GPU if there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def device_of(arguments: argparse.Namespace) -> torch.device:
+    """The device asked for; raises UsageError for a GPU that is not there."""
+    if arguments.device == "cuda" and not torch.cuda.is_available():
+        raise UsageError("--device cuda: no GPU that this torch can use; see `mamba3-bench doctor`")
+    return torch.device(arguments.device) if arguments.device else default_device()
+
+
+def records_path(arguments: argparse.Namespace) -> Path | None:
+    """The record file of a run."""
+    return None if arguments.out is None else Path(arguments.out) / "records.jsonl"
+
+
+def absolute(names: Sequence[str]) -> tuple[str, ...]:
+    """Plugins by absolute path, or by module name."""
+    return tuple(str(Path(name).resolve()) if name.endswith(".py") else name for name in names)
+
+
+def command_line(given: Sequence[str]) -> str:
+    """The command as it was typed."""
+    return shlex.join(["mamba3-bench", *given])

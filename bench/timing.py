@@ -1,0 +1,117 @@
+"""What a call costs: the parts of measuring that all devices share, and the clock of a CPU.
+
+- A sample is long enough for its clock: one call on a CPU takes at least `TICK_S`, or a sample
+  holds several. Device time on a GPU is in `graphs.py`.
+- Rivals are interleaved A B B A: whatever drifts (clocks, heat, another process) meets all of them,
+  in both orders.
+- A distribution is told by its median and quartiles: they do not mind the odd interrupted sample.
+- Host time is the time until an eager call returns, with the queue drained before and nothing
+  waited for inside.
+- A CPU has no cold number: its caches are shared with everything else, and no size is known
+  that would empty them.
+"""
+
+import gc
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+
+from ..kernels.call import Call
+from .buffers import restore
+from .gate import Gate, Verdict
+from .records import Samples, Times
+
+Run = Callable[[Call], None]
+
+TICK_S = 1e-3  # of a CPU sample: a thousand times the resolution of its clock and of a call to it
+COUNT = (10, 200)  # fewest and most samples of a device time
+CPU_COUNT = (5, 200)
+HOST_COUNT = (10, 100)
+HOST_S = 0.1  # spent on host times
+
+
+def summarise(microseconds: Sequence[float], dropped: int = 0) -> Samples:
+    """Median, quartiles and count of some samples."""
+    q1, median, q3 = (float(q) for q in np.percentile(microseconds, (25, 50, 75)))
+    return Samples(median, q1, q3, len(microseconds), dropped)
+
+
+def turns(seconds: Sequence[float], budget_s: float, count: tuple[int, int]) -> int:
+    """How many samples each rival gets: all of them together take `budget_s` for each."""
+    wanted = budget_s * len(seconds) / max(sum(seconds), 1e-9)
+    return int(min(max(wanted, count[0]), count[1]))
+
+
+def order(rivals: int, turn: int) -> range:
+    """A B, then B A, then A B, ..."""
+    return range(rivals) if turn % 2 == 0 else range(rivals - 1, -1, -1)
+
+
+def host_time(run: Run, call: Call, wait: Callable[[], None]) -> Samples:
+    """Time until an eager call returns, in us; `wait` drains the queue before each."""
+    spent: list[float] = []
+    with no_collection():
+        begin = time.perf_counter()
+        while len(spent) < HOST_COUNT[0] or (
+            len(spent) < HOST_COUNT[1] and time.perf_counter() - begin < HOST_S
+        ):
+            wait()
+            start = time.perf_counter()
+            run(call)
+            spent.append((time.perf_counter() - start) * 1e6)
+    wait()
+    return summarise(spent)
+
+
+class CpuBench:
+    """Times any number of implementations of one call on a CPU, on the same buffers."""
+
+    def __init__(self, pristine: Call) -> None:
+        """Make the buffers; a state updated in place moves on with every run."""
+        self.call = pristine.clone()
+        self.runs: list[Run] = []
+
+    def add(self, run: Run, *, deterministic: bool) -> None:
+        """Take part in the next measurement."""
+        self.runs.append(run)
+
+    def measure(self, budget_s: float) -> list[Times]:
+        """The times of all, interleaved; `budget_s` of samples for each."""
+        single = [self._seconds(run, 1) for run in self.runs]
+        repeats = [max(1, round(TICK_S / seconds)) for seconds in single]
+        lengths = [count * seconds for count, seconds in zip(repeats, single, strict=True)]
+        spent: list[list[float]] = [[] for _ in self.runs]
+        with no_collection():
+            for turn in range(turns(lengths, budget_s, CPU_COUNT)):
+                for i in order(len(self.runs), turn):
+                    seconds = self._seconds(self.runs[i], repeats[i])
+                    spent[i].append(seconds * 1e6 / repeats[i])
+        return [Times("cpu", None, summarise(samples)) for samples in spent]
+
+    def recheck(self, index: int, fresh: Gate, *, rival: bool = False) -> Verdict:
+        """Judge what an implementation makes of other inputs in the timed buffers."""
+        restore(self.call, fresh.pristine)
+        self.call.poison()
+        self.runs[index](self.call)
+        return fresh.judge(self.call, rival=rival)
+
+    def _seconds(self, run: Run, repeats: int) -> float:
+        start = time.perf_counter()
+        for _ in range(repeats):
+            run(self.call)
+        return time.perf_counter() - start
+
+
+@contextmanager
+def no_collection() -> Iterator[None]:
+    """Keep the garbage collector out of the samples."""
+    enabled = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()

@@ -1,0 +1,371 @@
+"""One worker process: builds inputs from the seed, gates, times, gates again, answers with rows.
+
+It may be killed at any time; the parent knows from the last `Stage` whom to blame. Everything that
+a kernel can do wrong short of ending the process becomes a row here.
+"""
+
+import ctypes
+import faulthandler
+import json
+import signal
+import time
+from dataclasses import asdict, dataclass, replace
+from multiprocessing.connection import Connection
+from typing import Any
+
+import torch
+
+from ..kernels import registry
+from ..kernels.call import Call
+from ..kernels.cases import make_call
+from ..kernels.problem import Problem
+from ..kernels.registry import Config, Implementation, config_dict
+from . import ceilings, plugins
+from .buffers import differing
+from .gate import Gate, Verdict
+from .gpu import Gpu
+from .graphs import FalseReplay, GraphBench, NotCaptured
+from .hard import HardCase, hard_cases
+from .hardware import environment
+from .jobs import Done, Entry, Finished, Hello, Job, Settings, Stage, Start
+from .records import Row, Status, Times
+from .timing import CpuBench, host_time
+
+PR_SET_PDEATHSIG = 1
+
+
+def main(descriptor: int) -> None:
+    """Serve jobs that come over a connection until it closes."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # no orphan outlives its parent
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # ctrl-C is the parent's to handle
+    faulthandler.enable()
+    faulthandler.register(
+        signal.SIGUSR1, all_threads=False
+    )  # a hung worker is asked where it hangs
+    with Connection(descriptor) as parent:
+        start: Start = parent.recv()
+        worker = Worker(start, parent)
+        parent.send(Hello(worker.environment))
+        while True:
+            try:
+                job: Job = parent.recv()
+            except EOFError:
+                return
+            healthy = worker.work(job)
+            parent.send(Finished(healthy))
+            if not healthy:
+                return
+
+
+class NotRun(Exception):
+    """Ends the work on one entry, with the status and reason of its row."""
+
+    def __init__(self, status: Status, reason: str) -> None:
+        super().__init__(reason)
+        self.status: Status = status
+        self.reason = reason
+
+
+@dataclass(frozen=True, slots=True)
+class Solver:
+    """One implementation and config, ready to run."""
+
+    index: int  # of its entry
+    implementation: Implementation
+    config: Config
+
+    def __call__(self, call: Call) -> None:
+        self.implementation.run(call, self.config)
+
+    @property
+    def name(self) -> str:
+        """Backend and config, as a cache key."""
+        return f"{self.implementation.backend} {json.dumps(config_dict(self.config), default=str)}"
+
+
+@dataclass(frozen=True, slots=True)
+class Passed:
+    """What is known of a solver whose result is right."""
+
+    solver: Solver
+    verdict: Verdict
+    compile_s: float
+
+
+class Worker:
+    """The state of a worker between jobs."""
+
+    def __init__(self, start: Start, parent: Connection) -> None:
+        self.settings: Settings = start.settings
+        self.device = torch.device(start.device)
+        self.parent = parent
+        self.gpu = Gpu(self.device) if self.device.type == "cuda" else None
+        plugins.load(self.settings.plugins)
+        self.environment = environment(self.device, interpreted=self.settings.interpret)
+        self.environment |= {"command": self.settings.command, "ceilings": start.ceilings}
+        self._hard_gates: dict[HardCase, Gate] = {}
+        self._hard_verdicts: dict[tuple[str, HardCase], str | None] = {}
+
+    def work(self, job: Job) -> bool:
+        """Send one row per entry; returns whether this process can be trusted with another job."""
+        left = dict(enumerate(job.entries))
+        try:
+            self._work(job, left)
+        except Exception as error:  # nobody's in particular: every entry left gets it
+            for index in list(left):
+                self._fail(job, left, index, error)
+        return self._healthy()
+
+    def _work(self, job: Job, left: dict[int, Entry]) -> None:
+        solvers = []
+        for index, entry in list(left.items()):
+            self._tell(index, "looking up")
+            try:
+                solvers.append(self._solver(index, entry, job.problem))
+            except Exception as error:
+                self._fail(job, left, index, error)
+        if self.settings.kind == "resources":
+            for solver in solvers:
+                self._tell(solver.index, "compile")
+                try:
+                    self._compiled(job, left, solver)
+                except Exception as error:
+                    self._fail(job, left, solver.index, error)
+        if not left:
+            return
+        self._tell(None, "building inputs and their float64 truth")
+        gate = Gate(make_call(job.problem, self.settings.seed, self.device), self.settings.seed)
+        passed = []
+        for solver in solvers:
+            self._tell(solver.index, "gate")
+            try:
+                passed.append(self._gated(solver, gate))
+            except Exception as error:
+                self._fail(job, left, solver.index, error)
+        if self.settings.kind == "check":
+            for one in passed:
+                self._done(job, left, one)
+            return
+        self._time(job, left, passed, gate)
+
+    def _compiled(self, job: Job, left: dict[int, Entry], solver: Solver) -> None:
+        """Send a row with what a config takes on sm_90a."""
+        compiled = solver.implementation.resources
+        if compiled is None:
+            raise NotRun("skipped", "it compiles nothing")
+        begin = time.perf_counter()
+        found = [asdict(kernel) for kernel in compiled(job.problem, solver.config)]
+        row = blank_row(job.problem, left.pop(solver.index), self.settings, self.environment)
+        row = replace(
+            row,
+            status="skipped",
+            reason="compiled for sm_90a, not run",
+            config=config_dict(solver.config),
+            compile_s=time.perf_counter() - begin,
+            resources=found,
+        )
+        self.parent.send(Done(solver.index, row))
+
+    def _time(self, job: Job, left: dict[int, Entry], passed: list[Passed], gate: Gate) -> None:
+        """Time what passed, interleaved, and gate it again on inputs of another seed."""
+        gpu = self.gpu
+        if gpu is not None and self.environment.get("ceilings") is None:
+            self._tell(None, "measuring ceilings")
+            self.environment["ceilings"] = ceilings.measure(gpu)
+        self._tell(None, "making buffers to time on")
+        bench = GraphBench(gate.pristine, gpu) if gpu else CpuBench(gate.pristine)
+        timed = []
+        for one in passed:
+            implementation = one.solver.implementation
+            if gpu is None and implementation.backend in registry.INTERPRETERS:
+                self._done(job, left, one, reason="not timed: it ran through its interpreter")
+                continue
+            self._tell(one.solver.index, "capture in a graph")
+            try:
+                bench.add(one.solver, deterministic=implementation.deterministic)
+                timed.append(one)
+            except NotCaptured as error:
+                host = host_time(one.solver, gate.pristine.clone(), self._wait)
+                times = Times("cuda", None, None, host)
+                self._done(job, left, one, times, reason=f"no device time: {error}")
+            except Exception as error:
+                self._fail(job, left, one.solver.index, error)
+        if not timed:
+            return
+        self._tell(timed[0].solver.index if len(timed) == 1 else None, "timing")
+        all_times = bench.measure(self.settings.budget_s)
+        self._tell(None, "building other inputs and their float64 truth")
+        seed = self.settings.seed + 1
+        fresh = Gate(make_call(job.problem, seed, self.device), seed)
+        for position, (one, times) in enumerate(zip(timed, all_times, strict=True)):
+            self._tell(one.solver.index, "gate after timing")
+            try:
+                self._believe(bench, position, one, times, fresh)
+                self._done(job, left, one, times)
+            except Exception as error:
+                self._fail(job, left, one.solver.index, error)
+
+    def _believe(
+        self, bench: GraphBench | CpuBench, position: int, one: Passed, times: Times, fresh: Gate
+    ) -> None:
+        """Raise unless the timed buffers hold right results and the time is possible."""
+        verdict = bench.recheck(position, fresh, rival=one.solver.implementation.rival)
+        if verdict.status == "wrong":
+            raise NotRun("wrong", f"after timing: {verdict.reason}")
+        if times.device == "cuda":
+            nbytes = fresh.pristine.problem.bytes
+            reason = ceilings.too_fast(times, nbytes, self.environment["ceilings"])
+            if reason is not None:
+                raise NotRun("run-failed", reason)
+
+    def _solver(self, index: int, entry: Entry, problem: Problem) -> Solver:
+        reason = registry.unavailable(problem.op, entry.backend)
+        if reason is None and self.settings.kind != "resources":
+            reason = registry.refusal(problem.op, entry.backend, problem, self.device)
+        if reason is not None:
+            raise NotRun("skipped", reason)
+        implementation = registry.get(problem.op, entry.backend)
+        if entry.config is None:
+            return Solver(index, implementation, implementation.default(problem, self.device))
+        for config in implementation.configs(problem, self.device):
+            if config_dict(config) == entry.config:
+                return Solver(index, implementation, config)
+        raise NotRun("skipped", f"config {entry.config} is not legal for this problem here")
+
+    def _gated(self, solver: Solver, gate: Gate) -> Passed:
+        """Gate a solver on the problem itself and on the hard cases that go with it."""
+        verdict, seconds = self._judged(solver, gate)
+        if verdict.status == "wrong":
+            raise NotRun("wrong", verdict.reason)
+        for case in hard_cases(gate.pristine.problem):
+            reason = self._hard(solver, case)
+            if reason is not None:
+                raise NotRun("wrong", f"hard case ({case}): {reason}")
+        return Passed(solver, verdict, seconds)
+
+    def _hard(self, solver: Solver, case: HardCase) -> str | None:
+        """Why a solver fails a hard case, or None; computed once per worker."""
+        if (solver.name, case) not in self._hard_verdicts:
+            if solver.implementation.supports(case.problem, self.device) is not None:
+                reason = None  # refused, so nobody can be misled
+            else:
+                self._tell(solver.index, f"gate, hard case ({case})")
+                if case not in self._hard_gates:
+                    call = case.call(self.settings.seed, self.device)
+                    self._hard_gates[case] = Gate(call, self.settings.seed)
+                verdict, _ = self._judged(solver, self._hard_gates[case])
+                reason = verdict.reason if verdict.status == "wrong" else None
+            self._hard_verdicts[solver.name, case] = reason
+        return self._hard_verdicts[solver.name, case]
+
+    def _judged(self, solver: Solver, gate: Gate) -> tuple[Verdict, float]:
+        """Run twice on clean clones; returns the verdict and the seconds of compilation.
+
+        Compilation is the first call's time less the second's: what the DSL still had to do, given
+        what lay in its caches.
+        """
+        rival = solver.implementation.rival
+        call = gate.pristine.clone()
+        first_s = self._run(solver, call)
+        verdict = gate.judge(call, rival=rival)
+        if verdict.status == "wrong":
+            return verdict, 0.0
+        again = gate.pristine.clone()
+        second_s = self._run(solver, again)
+        if solver.implementation.deterministic:
+            differ = differing(call.outputs(), again.outputs())
+            if differ:
+                reason = f"two runs on the same inputs differ in {', '.join(differ)}"
+                verdict = Verdict("wrong", reason, verdict.errors)
+        else:
+            second = gate.judge(again, rival=rival)
+            verdict = second if second.status != "ok" else verdict
+        return verdict, max(first_s - second_s, 0.0)
+
+    def _run(self, solver: Solver, call: Call) -> float:
+        """Poison, run and wait; returns the seconds of the run."""
+        call.poison()
+        self._wait()
+        begin = time.perf_counter()
+        solver(call)
+        self._wait()
+        return time.perf_counter() - begin
+
+    def _wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def _healthy(self) -> bool:
+        """Whether the device still answers: after some errors a CUDA context is lost for good."""
+        try:
+            self._wait()
+        except RuntimeError:
+            return False
+        return True
+
+    def _tell(self, entry: int | None, what: str) -> None:
+        self.parent.send(Stage(entry, what))
+
+    def _fail(self, job: Job, left: dict[int, Entry], index: int, error: Exception) -> None:
+        status, reason = explain(error)
+        row = blank_row(job.problem, left.pop(index), self.settings, self.environment)
+        self.parent.send(Done(index, replace(row, status=status, reason=reason)))
+        if self.device.type == "cuda" and self._healthy():
+            torch.cuda.empty_cache()
+
+    def _done(
+        self,
+        job: Job,
+        left: dict[int, Entry],
+        one: Passed,
+        times: Times | None = None,
+        reason: str = "",
+    ) -> None:
+        index = one.solver.index
+        row = blank_row(job.problem, left.pop(index), self.settings, self.environment)
+        row = replace(
+            row,
+            status=one.verdict.status,
+            reason="; ".join(filter(None, (one.verdict.reason, reason))),
+            config=config_dict(one.solver.config),
+            errors=one.verdict.errors,
+            compile_s=one.compile_s,
+            times=times,
+        )
+        self.parent.send(Done(index, row))
+
+
+def explain(error: Exception) -> tuple[Status, str]:
+    """The status and reason of a row whose run raised."""
+    if isinstance(error, NotRun):
+        return error.status, error.reason
+    if isinstance(error, FalseReplay):
+        return "wrong", str(error)
+    text = " ".join(str(error).split())[:500]
+    reason = f"{type(error).__name__}: {text}" if text else type(error).__name__
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return "run-failed", f"out of memory: {reason}"
+    names = " ".join(kind.__name__ for kind in type(error).__mro__)
+    # the DSLs share no base class; these words are in the names of their compilers' errors
+    if any(word in names for word in ("Compil", "OutOfResources", "PTXAS", "MLIR")):
+        return "compile-failed", reason
+    return "run-failed", reason
+
+
+def blank_row(
+    problem: Problem, entry: Entry, settings: Settings, environment: dict[str, Any]
+) -> Row:
+    """A row with everything that is known before the run."""
+    return Row(
+        key=entry.key,
+        op=problem.op,
+        backend=entry.backend,
+        status="run-failed",
+        reason="not run yet",
+        problem=problem.as_dict(),
+        config=entry.config or {},
+        seed=settings.seed,
+        bytes=problem.bytes,
+        flops=problem.flops,
+        environment=environment,
+    )

@@ -1,0 +1,219 @@
+"""Graph timing, on a stand-in for a GPU that replays what was queued on the CPU."""
+
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+
+from mamba3_bench.bench import graphs
+from mamba3_bench.bench.clocks import Reading
+from mamba3_bench.bench.gate import Gate
+from mamba3_bench.bench.graphs import FalseReplay, GraphBench, NotCaptured, Throttled
+from mamba3_bench.kernels import registry
+from mamba3_bench.kernels.cases import make_call
+from mamba3_bench.kernels.problem import Problem
+
+
+class Elapsed:
+    """What an event pair would say."""
+
+    def __init__(self, seconds):
+        self._seconds = seconds
+
+    def seconds(self):
+        return self._seconds
+
+
+class StandIn:
+    """Runs on the CPU: a capture keeps the queue, a replay runs it."""
+
+    def __init__(self, l2_bytes=1 << 16, throttled=()):
+        self.l2_bytes = l2_bytes
+        self.throttled = list(throttled)  # one entry per reading, then never again
+        self.readings = 0
+
+    def free_bytes(self):
+        return 1 << 30
+
+    def wait(self):
+        pass
+
+    def on_stream(self, queue):
+        queue()
+
+    def queue(self, queue):
+        queue()
+
+    def capture(self, queue):
+        return queue
+
+    def span(self, queue):
+        start = time.perf_counter()
+        queue()
+        return Elapsed(time.perf_counter() - start)
+
+    def reading(self):
+        self.readings += 1
+        reasons = self.throttled.pop(0) if self.throttled else ()
+        return Reading(1500.0, reasons)
+
+
+class LosesLaunches(StandIn):
+    """Work goes to another stream than the captured one: it runs once and is not replayed."""
+
+    def capture(self, queue):
+        queue()
+        return lambda: None
+
+
+class RefusesCapture(StandIn):
+    """A synchronisation inside makes a capture fail."""
+
+    def capture(self, queue):
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+
+PREFILL = Problem(
+    "prefill", 2, 5, 2, 1, 32, 16, 1, 4, torch.bfloat16, torch.float32, optional=("z", "d")
+)
+DECODE = replace(PREFILL, op="decode", L=1, has_state=True)
+
+
+@pytest.fixture(autouse=True)
+def few_clones(monkeypatch):
+    """A CPU is a thousand times slower than what the constants are made for."""
+    monkeypatch.setattr(graphs, "FASTEST", 1e8)
+    monkeypatch.setattr(graphs, "WARM_UP_S", 0.0)
+
+
+def solver(problem):
+    """The torch backend as a function of a call."""
+    implementation = registry.get(problem.op, "torch")
+    config = implementation.default(problem, torch.device("cpu"))
+    return lambda call: implementation.run(call, config)
+
+
+@pytest.mark.parametrize("problem", [PREFILL, DECODE], ids=lambda p: p.op)
+def test_right_kernel_gets_cold_warm_and_host_times(problem):
+    """The clones exceed the cache, both numbers exist, and the timed buffers pass the gate."""
+    gpu = StandIn()
+    bench = GraphBench(make_call(problem, 0), gpu)
+    bench.add(solver(problem), deterministic=True)
+    (times,) = bench.measure(0.01)
+    assert times.device == "cuda"
+    assert times.cold.count >= 10
+    assert times.warm.count >= 10
+    assert times.host.count >= 10
+    assert times.sm_clock_mhz == 1500.0
+    assert bench.recheck(0, Gate(make_call(problem, 1), 1)).status == "ok"
+
+
+@pytest.mark.parametrize("problem", [PREFILL, DECODE], ids=lambda p: p.op)
+def test_launch_outside_the_graph_is_noticed(problem):
+    """A replay that runs nothing leaves the poison, or a state that did not move."""
+    bench = GraphBench(make_call(problem, 0), LosesLaunches())
+    with pytest.raises(FalseReplay, match="y"):
+        bench.add(solver(problem), deterministic=True)
+
+
+def test_unrepeatable_kernel_outside_the_graph_is_noticed():
+    """Without bits to compare, the poison still shows."""
+    bench = GraphBench(make_call(PREFILL, 0), LosesLaunches())
+    with pytest.raises(FalseReplay, match="not finite"):
+        bench.add(solver(PREFILL), deterministic=False)
+
+
+def test_failing_capture_has_its_reason():
+    """What cannot be captured is told from what is captured wrongly."""
+    bench = GraphBench(make_call(PREFILL, 0), RefusesCapture())
+    with pytest.raises(NotCaptured, match="not permitted"):
+        bench.add(solver(PREFILL), deterministic=True)
+
+
+def test_remembered_output_fails_after_timing():
+    """A kernel that returns what it computed before passes every repeat, but not other inputs."""
+    run = solver(PREFILL)
+    memory = {}
+
+    def remembers(call):
+        if not memory:
+            run(call)
+            memory.update({name: tensor.clone() for name, tensor in call.outputs().items()})
+        for name, tensor in call.outputs().items():
+            tensor.copy_(memory[name])
+
+    bench = GraphBench(make_call(PREFILL, 0), StandIn())
+    bench.add(remembers, deterministic=True)
+    assert bench.recheck(0, Gate(make_call(PREFILL, 1), 1)).status == "wrong"
+
+
+def test_kernel_that_fails_on_one_clone_is_noticed():
+    """Every clone is compared, not only the first."""
+    run = solver(PREFILL)
+    seen = []
+
+    def tires(call):
+        run(call)
+        seen.append(call)
+        if len({id(one) for one in seen}) > 2:
+            call.y[-1, -1, -1, -1] += 1
+
+    bench = GraphBench(make_call(PREFILL, 0), StandIn())
+    with pytest.raises(FalseReplay, match="y of a clone differ"):
+        bench.add(tires, deterministic=True)
+
+
+def test_throttled_blocks_are_dropped_and_counted(monkeypatch):
+    """Samples of a hot block are not among those kept."""
+    monkeypatch.setattr(time, "sleep", lambda _: None)
+    gpu = StandIn(throttled=[("power brake",)])
+    bench = GraphBench(make_call(PREFILL, 0), gpu)
+    bench.add(solver(PREFILL), deterministic=True)
+    (times,) = bench.measure(0.01)
+    assert times.cold.dropped > 0
+    assert times.cold.count >= 10
+    assert times.warm.dropped == 0
+
+
+def test_lasting_heat_ends_the_measurement(monkeypatch):
+    """A GPU that never cools gives no number at all."""
+    monkeypatch.setattr(time, "sleep", lambda _: None)
+    bench = GraphBench(make_call(PREFILL, 0), StandIn(throttled=[("hardware slowdown",)] * 99))
+    bench.add(solver(PREFILL), deterministic=True)
+    with pytest.raises(Throttled, match="hardware slowdown"):
+        bench.measure(0.01)
+
+
+def test_no_cold_number_without_enough_clones(monkeypatch):
+    """Where memory does not hold twice the L2, only the warm number is given."""
+    gpu = StandIn(l2_bytes=1 << 28)
+    monkeypatch.setattr(gpu, "free_bytes", lambda: 1 << 17)
+    bench = GraphBench(make_call(PREFILL, 0), gpu)
+    bench.add(solver(PREFILL), deterministic=True)
+    (times,) = bench.measure(0.01)
+    assert times.cold is None
+    assert times.warm.count >= 10
+
+
+def test_rivals_are_interleaved_in_both_orders():
+    """A B, then B A: each goes first equally often."""
+    run = solver(PREFILL)
+    log = []
+
+    def named(name):
+        def contender(call):
+            run(call)
+            log.append(name)
+
+        return contender
+
+    bench = GraphBench(make_call(PREFILL, 0), StandIn(l2_bytes=1))
+    for name in "ab":
+        bench.add(named(name), deterministic=True)
+    replays = [one.cold for one in bench.contenders]
+    for replay in replays:
+        del replay.clones[1:]
+    del log[:]
+    bench._block(replays, range(4), settle=False)
+    assert "".join(log) == "abbaabba"
