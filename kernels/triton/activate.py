@@ -47,14 +47,14 @@ def activate(
     b, c, dt, a, lam, theta, dt_bias, b_norm, c_norm, cu_seqlens,
     bc, gates, rate,
     b_stride, c_stride, dt_stride, a_stride, lam_stride, theta_stride, L, T,
-    H: tl.constexpr, G: tl.constexpr, N: tl.constexpr, S: tl.constexpr, RATES: tl.constexpr,
-    C: tl.constexpr, BLOCK_H: tl.constexpr,
+    H: tl.constexpr, G: tl.constexpr, N: tl.constexpr, S: tl.constexpr,
+    W: tl.constexpr, RATES: tl.constexpr, C: tl.constexpr, BLOCK_H: tl.constexpr,
     STEP: tl.constexpr, DECAY: tl.constexpr, RMS: tl.constexpr, HALF: tl.constexpr,
 ):  # fmt: skip
     """One program per (chunk of a sequence, part): a group of b and c, a rate, or BLOCK_H heads.
 
     bc (2, T, G, N): normalised b and c, in pairwise order.
-    rate (T, RATES, S): tanh(theta) / 2, the turns per unit of step size (theta_t = pi tanh(theta)).
+    rate (T, RATES, W): tanh(theta) / 2, the turns per unit of step size, zero from S to W.
     gates (4, H, T): D, gamma = lam D, the column weight w, and log2 of the decay since the chunk's
     start.
     """
@@ -71,10 +71,11 @@ def activate(
         _normalise(c + o_t * c_stride + i_part * N, bc + row, c_norm, o_n, d_n, m_t, N, RMS)
     elif i_part < G + RATES:
         i_r = i_part - G
-        o_s = tl.arange(0, S)
+        o_s = tl.arange(0, W)
+        m_s = m_t[:, None] & (o_s < S)[None, :]
         p_theta = theta + o_t[:, None] * theta_stride + i_r * S + o_s[None, :]
-        b_theta = tl.load(p_theta, mask=m_t[:, None], other=0.0).to(tl.float32)
-        p_rate = rate + (o_t[:, None] * RATES + i_r) * S + o_s[None, :]
+        b_theta = tl.load(p_theta, mask=m_s, other=0.0).to(tl.float32)
+        p_rate = rate + (o_t[:, None] * RATES + i_r) * W + o_s[None, :]
         tl.store(p_rate, 0.5 * tanh(b_theta), mask=m_t[:, None])
     else:
         o_h = (i_part - G - RATES) * BLOCK_H + tl.arange(0, BLOCK_H)

@@ -117,12 +117,12 @@ def _segment_states(
     x, bc, rate, gates, b_bias, cu_seqlens, seg_h, seg_turns, seg_decay,
     B, L, T, piece, segment,
     H: tl.constexpr, G: tl.constexpr, P: tl.constexpr, N: tl.constexpr, S: tl.constexpr,
-    RATES: tl.constexpr, C: tl.constexpr, HALF: tl.constexpr, FAST: tl.constexpr,
+    W: tl.constexpr, RATES: tl.constexpr, C: tl.constexpr, HALF: tl.constexpr, FAST: tl.constexpr,
     PRECISION: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """One program per (head, piece before a sequence's last segment): dS, its angle, its decay.
 
-    seg_h (slots, H, P, N), seg_turns (slots, H, S), seg_decay (slots, H), log2; keys are rotated by
+    seg_h (slots, H, P, N), seg_turns (slots, H, W), seg_decay (slots, H), log2; keys are rotated by
     the angles accumulated since the piece's start.
     """
     i_h, i_piece, i_seq = tl.program_id(0), tl.program_id(1), tl.program_id(2)
@@ -132,30 +132,30 @@ def _segment_states(
         return
     PACKED: tl.constexpr = cu_seqlens is not None
     i_b = 0 if PACKED else i_seq
-    PASS: tl.constexpr = N - 2 * S
+    PASS: tl.constexpr = N - 2 * W
     dtype = x.dtype
-    o_c, o_s, o_p = tl.arange(0, C), tl.arange(0, S), tl.arange(0, P)
-    o_r = tl.arange(0, 2 * S)
+    o_c, o_s, o_p = tl.arange(0, C), tl.arange(0, W), tl.arange(0, P)
+    o_r = tl.arange(0, 2 * W)
     column = (i_h // (H // G)) * N
-    bias_r = _bias(b_bias, i_h, dim_of(o_r, S, N, HALF), 2 * S, N)
-    h_r = tl.zeros((P, 2 * S), tl.float32)
+    bias_r = _bias(b_bias, i_h, dim_of(o_r, S, N, HALF), 2 * W, N)
+    h_r = tl.zeros((P, 2 * W), tl.float32)
     if PASS > 0:
-        o_q = 2 * S + tl.arange(0, PASS)
+        o_q = 2 * W + tl.arange(0, PASS)
         bias_q = _bias(b_bias, i_h, dim_of(o_q, S, N, HALF), PASS, N)
         h_q = tl.zeros((P, PASS), tl.float32)
-    turns = tl.zeros((S,), tl.int32)
+    turns = tl.zeros((W,), tl.int32)
     decay = 0.0
     gates += i_h * T + start
     t_0 = (start - i_b * L.to(tl.int64)).to(tl.int32)
     for t in tl.range(0, piece, C, num_stages=STAGES):
         step = tl.load(gates + t + o_c)
-        b_rate = _tile(rate, i_b, t_0 + t, (i_h % RATES) * S, C, S)
-        step_turns = turns_of(step[:, None] * b_rate)  # [C, S]
+        b_rate = _tile(rate, i_b, t_0 + t, (i_h % RATES) * W, C, W)
+        step_turns = turns_of(step[:, None] * b_rate)  # [C, W]
         cos, sin = cos_sin(turns[None, :] + tl.cumsum(step_turns, 0), FAST)
         turns += tl.sum(step_turns, 0)
 
-        k_r = _tile(bc, i_b, t_0 + t, column, C, 2 * S).to(tl.float32)
-        k_r = operand(rotate(k_r + bias_r[None, :], cos, sin, C, S), dtype, PRECISION)
+        k_r = _tile(bc, i_b, t_0 + t, column, C, 2 * W).to(tl.float32)
+        k_r = operand(rotate(k_r + bias_r[None, :], cos, sin, C, W), dtype, PRECISION)
         # dS = e^{s_C} dS + sum_j e^{s_C - s_j} w_j x_j k_j^T
         total = tl.load(gates + t + 3 * H * T + C - 1)
         weight = tl.load(gates + t + 2 * H * T + o_c)
@@ -164,7 +164,7 @@ def _segment_states(
         x_w = tl.trans(operand(b_x * weight[:, None], dtype, PRECISION))  # [P, C]
         h_r = dot(x_w, k_r, h_r * exp2(total, FAST), PRECISION)
         if PASS > 0:
-            k_q = _tile(bc, i_b, t_0 + t, column + 2 * S, C, PASS).to(tl.float32)
+            k_q = _tile(bc, i_b, t_0 + t, column + 2 * W, C, PASS).to(tl.float32)
             k_q = operand(k_q + bias_q[None, :], dtype, PRECISION)
             h_q = dot(x_w, k_q, h_q * exp2(total, FAST), PRECISION)
         decay += total
@@ -173,7 +173,7 @@ def _segment_states(
     tl.store(p_h + o_r[None, :], h_r)
     if PASS > 0:
         tl.store(p_h + o_q[None, :], h_q)
-    tl.store(seg_turns + slot * S + o_s, turns)
+    tl.store(seg_turns + slot * W + o_s, turns)
     tl.store(seg_decay + slot, decay)
 
 
@@ -184,7 +184,7 @@ def _prefill(
     y, y_tiles, phi_out, h_out, k_out, x_out,
     B, L, T, piece, segment,
     H: tl.constexpr, G: tl.constexpr, P: tl.constexpr, N: tl.constexpr, S: tl.constexpr,
-    RATES: tl.constexpr, C: tl.constexpr, HALF: tl.constexpr, FAST: tl.constexpr,
+    W: tl.constexpr, RATES: tl.constexpr, C: tl.constexpr, HALF: tl.constexpr, FAST: tl.constexpr,
     PRECISION: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """One program per (head, segment): the output of its tokens, and a sequence's final state."""
@@ -196,28 +196,30 @@ def _prefill(
     end = tl.minimum(start + segment, stop)
     PACKED: tl.constexpr = cu_seqlens is not None
     i_b = 0 if PACKED else i_seq
-    PASS: tl.constexpr = N - 2 * S
+    PASS: tl.constexpr = N - 2 * W
     dtype = x.dtype
-    o_c, o_s, o_p = tl.arange(0, C), tl.arange(0, S), tl.arange(0, P)
-    o_r = tl.arange(0, 2 * S)
+    o_c, o_s, o_p = tl.arange(0, C), tl.arange(0, W), tl.arange(0, P)
+    o_r = tl.arange(0, 2 * W)
     d_r = dim_of(o_r, S, N, HALF)
     row = i_seq.to(tl.int64) * H + i_h
     column = (i_h // (H // G)) * N
-    b_bias_r = _bias(b_bias, i_h, d_r, 2 * S, N)
-    c_bias_r = _bias(c_bias, i_h, d_r, 2 * S, N)
-    h_r = tl.zeros((P, 2 * S), tl.float32)
+    b_bias_r = _bias(b_bias, i_h, d_r, 2 * W, N)
+    c_bias_r = _bias(c_bias, i_h, d_r, 2 * W, N)
+    h_r = tl.zeros((P, 2 * W), tl.float32)
     if PASS > 0:
-        o_q = 2 * S + tl.arange(0, PASS)
+        o_q = 2 * W + tl.arange(0, PASS)
         d_q = dim_of(o_q, S, N, HALF)
         b_bias_q = _bias(b_bias, i_h, d_q, PASS, N)
         c_bias_q = _bias(c_bias, i_h, d_q, PASS, N)
         h_q = tl.zeros((P, PASS), tl.float32)
-    turns = tl.zeros((S,), tl.int32)
+    turns = tl.zeros((W,), tl.int32)
     gates += i_h * T + start
 
     # S_0 = h_init + D_0 (1 - lam_0) x_init k_init^T
     if h_in is not None:
-        turns = turns_of(tl.load(phi_in + row * S + o_s) * 0.15915494309189535)  # 1 / (2 pi)
+        turns = turns_of(
+            tl.load(phi_in + row * S + o_s, mask=o_s < S, other=0.0) * 0.15915494309189535
+        )  # 1 / (2 pi)
         p_first = gates - i_seg * segment
         m_first = first < stop
         ahead = tl.load(p_first, mask=m_first, other=0.0)
@@ -237,10 +239,10 @@ def _prefill(
             cos, sin = cos_sin(turns[None, :], FAST)
             scale = exp2(tl.load(seg_decay + slot), FAST)
             p_h = seg_h + (slot * P + o_p[:, None]) * N
-            h_r = h_r * scale + rotate(tl.load(p_h + o_r[None, :]), cos, sin, P, S)
+            h_r = h_r * scale + rotate(tl.load(p_h + o_r[None, :]), cos, sin, P, W)
             if PASS > 0:
                 h_q = h_q * scale + tl.load(p_h + o_q[None, :])
-            turns += tl.load(seg_turns + slot * S + o_s)
+            turns += tl.load(seg_turns + slot * W + o_s)
 
     if d is not None:
         skip = tl.load(d + i_h)
@@ -251,20 +253,20 @@ def _prefill(
     for t in tl.range(0, tokens, C, num_stages=STAGES):
         m_t = o_c < tokens - t
         step = tl.load(gates + t + o_c, mask=m_t, other=0.0)
-        b_rate = _tile(rate, i_b, t_0 + t, (i_h % RATES) * S, C, S)
+        b_rate = _tile(rate, i_b, t_0 + t, (i_h % RATES) * W, C, W)
         if PACKED:  # the tokens of the next sequence may be anything, NaN too
             b_rate = tl.where(m_t[:, None], b_rate, 0.0)
-        step_turns = turns_of(step[:, None] * b_rate)  # [C, S]
+        step_turns = turns_of(step[:, None] * b_rate)  # [C, W]
         cos, sin = cos_sin(turns[None, :] + tl.cumsum(step_turns, 0), FAST)
         turns += tl.sum(step_turns, 0)
 
-        k_r = _tile(bc, i_b, t_0 + t, column, C, 2 * S)
+        k_r = _tile(bc, i_b, t_0 + t, column, C, 2 * W)
         if PACKED:
             k_r = tl.where(m_t[:, None], k_r, 0.0)
-        k_r = rotate(k_r.to(tl.float32) + b_bias_r[None, :], cos, sin, C, S)
-        k_r = operand(k_r, dtype, PRECISION)  # [C, 2S]
-        q_r = _tile(bc, B + i_b, t_0 + t, column, C, 2 * S)
-        q_r = rotate(q_r.to(tl.float32) + c_bias_r[None, :], cos, sin, C, S)
+        k_r = rotate(k_r.to(tl.float32) + b_bias_r[None, :], cos, sin, C, W)
+        k_r = operand(k_r, dtype, PRECISION)  # [C, 2W]
+        q_r = _tile(bc, B + i_b, t_0 + t, column, C, 2 * W)
+        q_r = rotate(q_r.to(tl.float32) + c_bias_r[None, :], cos, sin, C, W)
         q_r = operand(q_r, dtype, PRECISION)
 
         # q_i . k_j, and q_i S
@@ -273,11 +275,11 @@ def _prefill(
         b_y = tl.zeros((C, P), tl.float32)
         b_y = dot(q_r, tl.trans(operand(h_r, dtype, PRECISION)), b_y, PRECISION)  # [C, P]
         if PASS > 0:
-            k_q = _tile(bc, i_b, t_0 + t, column + 2 * S, C, PASS)
+            k_q = _tile(bc, i_b, t_0 + t, column + 2 * W, C, PASS)
             if PACKED:
                 k_q = tl.where(m_t[:, None], k_q, 0.0)
             k_q = operand(k_q.to(tl.float32) + b_bias_q[None, :], dtype, PRECISION)  # [C, PASS]
-            q_q = _tile(bc, B + i_b, t_0 + t, column + 2 * S, C, PASS)
+            q_q = _tile(bc, B + i_b, t_0 + t, column + 2 * W, C, PASS)
             q_q = operand(q_q.to(tl.float32) + c_bias_q[None, :], dtype, PRECISION)
             scores = dot(q_q, tl.trans(k_q), scores, PRECISION)
             b_y = dot(q_q, tl.trans(operand(h_q, dtype, PRECISION)), b_y, PRECISION)
@@ -327,29 +329,29 @@ def _prefill(
     if first < stop:
         cos, sin = cos_sin(turns[None, :], FAST)
         last = (stop - 1 - i_b * L.to(tl.int64)).to(tl.int32)
-        k_r1 = _tile(bc, i_b, last, column, C, 2 * S)
+        k_r1 = _tile(bc, i_b, last, column, C, 2 * W)
         k_r1 = tl.sum(tl.where(o_c[:, None] == 0, k_r1.to(tl.float32), 0.0), 0) + b_bias_r
-        k_r1 = cast(rotate(k_r1[None, :], cos, sin, 1, S), dtype)
+        k_r1 = cast(rotate(k_r1[None, :], cos, sin, 1, W), dtype)
         tl.store(k_out + row * N + d_r[None, :], k_r1)
         if PASS > 0:
-            k_q1 = _tile(bc, i_b, last, column + 2 * S, C, PASS)
+            k_q1 = _tile(bc, i_b, last, column + 2 * W, C, PASS)
             k_q1 = tl.sum(tl.where(o_c[:, None] == 0, k_q1.to(tl.float32), 0.0), 0) + b_bias_q
             tl.store(k_out + row * N + d_q, cast(k_q1, dtype))
         b_x1 = _tile(x, i_b, last, i_h * P, C, P).to(tl.float32)
         b_x1 = tl.sum(tl.where(o_c[:, None] == 0, b_x1, 0.0), 0)
         tl.store(x_out + row * P + o_p, cast(b_x1, dtype))
-        tl.store(phi_out + row * S + o_s, radians_of(turns))
+        tl.store(phi_out + row * S + o_s, radians_of(turns), mask=o_s < S)
     else:
         o_n = tl.arange(0, N)
         k_last, x_last = tl.zeros((N,), dtype), tl.zeros((P,), dtype)
-        phi = tl.zeros((S,), tl.float32)
+        phi = tl.zeros((W,), tl.float32)
         if h_in is not None:
             k_last = tl.load(k_in + row * N + o_n)
             x_last = tl.load(x_in + row * P + o_p)
-            phi = tl.load(phi_in + row * S + o_s)
+            phi = tl.load(phi_in + row * S + o_s, mask=o_s < S, other=0.0)
         tl.store(k_out + row * N + o_n, k_last)
         tl.store(x_out + row * P + o_p, x_last)
-        tl.store(phi_out + row * S + o_s, phi)
+        tl.store(phi_out + row * S + o_s, phi, mask=o_s < S)
 
 
 class Launch(NamedTuple):
@@ -368,10 +370,11 @@ def launches(call: Call, config: Config) -> Iterator[Launch]:
     sequences, longest = p.sequences, max(p.lengths) if p.lengths else p.L
     rates = p.H if p.theta_per_head else 1
     half = p.options.pairing == "half"
+    W = max(p.S, 8)  # pairs rotated, some by nothing: a product takes 16 dims at least
     bc = torch.empty(2 * p.B, p.L, p.G * p.N, dtype=p.dtype, device=device)
     gates = torch.empty(4, p.H, T, dtype=torch.float32, device=device)
-    rate = torch.empty(p.B, p.L, rates * p.S, dtype=torch.float32, device=device)
-    dims = {"H": p.H, "G": p.G, "N": p.N, "S": p.S, "RATES": rates, "C": C, "HALF": half}
+    rate = torch.empty(p.B, p.L, rates * W, dtype=torch.float32, device=device)
+    dims = {"H": p.H, "G": p.G, "N": p.N, "S": p.S, "W": W, "RATES": rates, "C": C, "HALF": half}
 
     raw = [inputs.b, inputs.c, inputs.dt, inputs.a, inputs.lam, inputs.theta]
     strides = [token_stride(tensor) for tensor in raw]
@@ -401,13 +404,13 @@ def launches(call: Call, config: Config) -> Iterator[Launch]:
         "num_warps": config.num_warps,
     }
     x = _tiles(inputs.x, C, p.P)
-    tiles = [_tiles(bc, C, 2 * p.S), _tiles(rate, C, p.S), gates]
+    tiles = [_tiles(bc, C, 2 * W), _tiles(rate, C, W), gates]
     carried: list[Tensor | None] = [None, None, None]
     if segments > 1:
         slots = T // piece + sequences
         carried = [
             torch.empty(slots, p.H, p.P, p.N, dtype=torch.float32, device=device),
-            torch.empty(slots, p.H, p.S, dtype=torch.int32, device=device),
+            torch.empty(slots, p.H, W, dtype=torch.int32, device=device),
             torch.empty(slots, p.H, dtype=torch.float32, device=device),
         ]
         yield Launch(
