@@ -1,0 +1,110 @@
+"""The sources lie in four top-level folders; only the package `mamba3_bench` is installed."""
+
+import json
+import os
+import subprocess
+import sys
+from importlib.metadata import PackagePath, distribution
+from pathlib import Path
+
+import mamba3_bench
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+FOLDERS = ("bench", "kernels", "reference", "reports")
+
+
+def child(code: str, cwd: Path) -> str:
+    """What a fresh interpreter prints, started in a folder without the sources."""
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def installed() -> tuple[bool, list[PackagePath]]:
+    """Whether the installation is editable, and the files it copied."""
+    dist = distribution("mamba3-bench")
+    origin = json.loads(dist.read_text("direct_url.json") or "{}")
+    editable = origin.get("dir_info", {}).get("editable", False)
+    return editable, [file for file in dist.files or () if file.suffix != ".pyc"]
+
+
+def test_kernels_is_no_top_level_package() -> None:
+    """With kernels/__init__.py, `import kernels` at the root would hide another project's."""
+    assert not (ROOT / "kernels" / "__init__.py").exists()
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_link_is_relative(folder: str) -> None:
+    """A clone anywhere keeps working: each link names its folder by a relative path."""
+    link = ROOT / "src" / "mamba3_bench" / folder
+    assert link.is_symlink()
+    assert os.readlink(link) == f"../../{folder}"
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_imports_from_anywhere(folder: str, tmp_path: Path) -> None:
+    """Each folder imports as mamba3_bench.<folder>, with the root nowhere near."""
+    code = f"import mamba3_bench.{folder} as module; print(module.__name__)"
+    assert child(code, tmp_path) == f"mamba3_bench.{folder}"
+
+
+@pytest.mark.parametrize("name", [*FOLDERS, "tests", "src"])
+def test_nothing_generic_is_installed(name: str, tmp_path: Path) -> None:
+    """The bare folder names do not resolve to our sources outside the root."""
+    code = f"""
+import importlib.util
+spec = importlib.util.find_spec({name!r})
+places = [] if spec is None else [spec.origin or "", *(spec.submodule_search_locations or ())]
+print(any(place.startswith({str(ROOT)!r}) for place in places))
+"""
+    assert child(code, tmp_path) == "False"
+
+
+def test_dsl_folders_do_not_shadow_their_dsl(tmp_path: Path) -> None:
+    """kernels/torch does `import torch`, and that is PyTorch."""
+    code = "from mamba3_bench.kernels.torch import reference; print(reference.torch.__version__)"
+    assert child(code, tmp_path)[0].isdigit()
+
+
+def test_the_installed_copy_is_the_one_under_test() -> None:
+    """Tests import what was installed: the wheel, or through the links of this checkout."""
+    editable, files = installed()
+    here = Path(mamba3_bench.__file__)
+    if editable:
+        assert here.samefile(ROOT / "src" / "mamba3_bench" / "__init__.py")
+    else:
+        assert here in {Path(str(file.locate())) for file in files}
+
+
+def test_wheel_holds_every_source() -> None:
+    """Linked folders are easily lost on the way tree, source distribution, wheel: count them."""
+    editable, files = installed()
+    if editable:
+        pytest.skip("an editable installation copies nothing")
+    held = {str(file) for file in files if ".dist-info" not in str(file)}
+    held = {name for name in held if not name.startswith("..")}  # ../../../bin/mamba3-bench
+    sources = {
+        f"mamba3_bench/{path.relative_to(ROOT)}"
+        for folder in FOLDERS
+        for path in (ROOT / folder).rglob("*.py")
+    }
+    data = {
+        f"mamba3_bench/{path.relative_to(ROOT)}"
+        for pattern in ("reports/templates/*", "kernels/tuned/*.json")
+        for path in ROOT.glob(pattern)
+    }
+    own = {"mamba3_bench/__init__.py", "mamba3_bench/py.typed"}
+    assert held == sources | data | own
+
+
+def test_imports_point_one_way() -> None:
+    """reports -> bench -> kernels -> reference, never back."""
+    order = ("reference", "kernels", "bench", "reports")
+    for rank, folder in enumerate(order):
+        for path in (ROOT / folder).rglob("*.py"):
+            text = path.read_text()
+            for above in order[rank + 1 :]:
+                for back in (f"mamba3_bench.{above}", f"from ..{above}", f"from ...{above}"):
+                    assert back not in text, f"{path.relative_to(ROOT)} imports {back}"
