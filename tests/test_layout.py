@@ -1,14 +1,14 @@
 """The sources lie in four top-level folders; only the package `mamba3_bench` is installed."""
 
-import json
 import os
 import subprocess
 import sys
-from importlib.metadata import PackagePath, distribution
+from importlib.metadata import distribution
 from pathlib import Path
 
-import mamba3_bench
 import pytest
+
+import mamba3_bench
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = ("bench", "kernels", "reference", "reports")
@@ -22,12 +22,11 @@ def child(code: str, cwd: Path) -> str:
     return done.stdout.strip()
 
 
-def installed() -> tuple[bool, list[PackagePath]]:
-    """Whether the installation is editable, and the files it copied."""
-    dist = distribution("mamba3-bench")
-    origin = json.loads(dist.read_text("direct_url.json") or "{}")
-    editable = origin.get("dir_info", {}).get("editable", False)
-    return editable, [file for file in dist.files or () if file.suffix != ".pyc"]
+def installed() -> list[str]:
+    """The files of the package that an installation copied; none if it is editable."""
+    files = distribution("mamba3-bench").files or []
+    names = [str(file) for file in files if file.suffix != ".pyc"]
+    return [name for name in names if name.startswith("mamba3_bench/")]
 
 
 def test_kernels_is_no_top_level_package() -> None:
@@ -70,33 +69,24 @@ def test_dsl_folders_do_not_shadow_their_dsl(tmp_path: Path) -> None:
 
 def test_the_installed_copy_is_the_one_under_test() -> None:
     """Tests import what was installed: the wheel, or through the links of this checkout."""
-    editable, files = installed()
     here = Path(mamba3_bench.__file__)
-    if editable:
-        assert here.samefile(ROOT / "src" / "mamba3_bench" / "__init__.py")
+    if installed():
+        assert here.samefile(
+            str(distribution("mamba3-bench").locate_file("mamba3_bench/__init__.py"))
+        )
     else:
-        assert here in {Path(str(file.locate())) for file in files}
+        assert here.samefile(ROOT / "src" / "mamba3_bench" / "__init__.py")
 
 
 def test_wheel_holds_every_source() -> None:
     """Linked folders are easily lost on the way tree, source distribution, wheel: count them."""
-    editable, files = installed()
-    if editable:
+    if not installed():
         pytest.skip("an editable installation copies nothing")
-    held = {str(file) for file in files if ".dist-info" not in str(file)}
-    held = {name for name in held if not name.startswith("..")}  # ../../../bin/mamba3-bench
-    sources = {
-        f"mamba3_bench/{path.relative_to(ROOT)}"
-        for folder in FOLDERS
-        for path in (ROOT / folder).rglob("*.py")
-    }
-    data = {
-        f"mamba3_bench/{path.relative_to(ROOT)}"
-        for pattern in ("reports/templates/*", "kernels/tuned/*.json")
-        for path in ROOT.glob(pattern)
-    }
-    own = {"mamba3_bench/__init__.py", "mamba3_bench/py.typed"}
-    assert held == sources | data | own
+    data = ("reports/templates/*", "kernels/tuned/*.json")
+    sources = [path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")]
+    sources += [path for pattern in data for path in ROOT.glob(pattern)]
+    expected = {f"mamba3_bench/{path.relative_to(ROOT)}" for path in sources}
+    assert set(installed()) == expected | {"mamba3_bench/__init__.py", "mamba3_bench/py.typed"}
 
 
 def test_imports_point_one_way() -> None:
