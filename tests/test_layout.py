@@ -1,6 +1,7 @@
 """The sources lie in four top-level folders; only the package `mamba3_bench` is installed."""
 
 import os
+import re
 import subprocess
 import sys
 from importlib.metadata import distribution
@@ -98,3 +99,12 @@ def test_imports_point_one_way() -> None:
             for above in order[rank + 1 :]:
                 for back in (f"mamba3_bench.{above}", f"from ..{above}", f"from ...{above}"):
                     assert back not in text, f"{path.relative_to(ROOT)} imports {back}"
+
+
+def test_no_bare_import_of_a_folder() -> None:
+    """`import kernels` finds our folder at the root and another project's package elsewhere."""
+    bare = re.compile(rf"^\s*(?:import|from) (?:{'|'.join(FOLDERS)})\b", re.MULTILINE)
+    for folder in (*FOLDERS, "tests"):
+        for path in (ROOT / folder).rglob("*.py"):
+            found = bare.search(path.read_text())
+            assert not found, f"{path.relative_to(ROOT)}: {found and found[0].strip()}"
