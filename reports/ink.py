@@ -1,0 +1,128 @@
+"""How figures look: one colour and marker per backend everywhere, and how they are saved."""
+
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+# Okabe and Ito's palette, told apart with any colour vision; without its yellow, faint on white.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = ("o", "s", "D", "^", "v", "P", "X", "p")
+GREY = "#666666"
+STYLE: dict[str, Any] = {
+    "axes.grid": True,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlesize": 9,
+    "font.size": 9,
+    "grid.alpha": 0.3,
+    "legend.fontsize": 8,
+    "legend.frameon": False,
+    "svg.hashsalt": "mamba3-bench",  # the same rows give the same file
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Ink:
+    """The colour and the marker of one backend; hollow markers and dashes mean warm."""
+
+    colour: str
+    marker: str
+
+    def style(self, kind: str) -> dict[str, Any]:
+        """Keyword arguments of `Axes.plot` for cold or warm times."""
+        cold = kind == "cold"
+        return {
+            "color": self.colour,
+            "marker": self.marker,
+            "markersize": 5,
+            "markerfacecolor": self.colour if cold else "white",
+            "linestyle": "-" if cold else "--",
+            "linewidth": 1.4,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Drawing:
+    """One figure with the words that belong to it."""
+
+    name: str  # file stem
+    title: str
+    caption: str
+    figure: Figure
+
+
+def inks(backends: Iterable[str]) -> dict[str, Ink]:
+    """One ink per backend, by alphabet, so that a backend looks the same in every figure."""
+    names = sorted(set(backends))
+    return {
+        name: Ink(COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)])
+        for i, name in enumerate(names)
+    }
+
+
+def style() -> AbstractContextManager[None]:
+    """Everything is drawn and saved within this style."""
+    return matplotlib.rc_context(cast("Any", STYLE))
+
+
+def panels(count: int, share_x: bool = True) -> tuple[Figure, list[Axes]]:
+    """A figure of up to three panels a row; they share y, and x unless told otherwise."""
+    columns = 2 if count == 4 else min(count, 3)
+    lines = -(-count // columns)
+    with style():
+        figure = Figure(figsize=(max(5.4, 3.3 * columns), 0.9 + 2.7 * lines), layout="constrained")
+        grid = figure.subplots(lines, columns, sharex=share_x, sharey=True, squeeze=False)
+    axes = list(grid.flat)
+    for spare in axes[count:]:
+        spare.set_visible(False)
+    for i, axis in enumerate(axes[:count]):
+        if i + columns >= count:  # the lowest panel of its column
+            axis.tick_params(labelbottom=True)
+    return figure, axes[:count]
+
+
+def label_x(axes: list[Axes], text: str) -> None:
+    """Label the panels that have no other below them."""
+    for axis in axes:
+        if axis.xaxis.get_tick_params()["labelbottom"]:
+            axis.set_xlabel(text)
+
+
+def log_ticks(axes: Axes, which: str, values: Iterable[float] = (), base: int = 10) -> None:
+    """A log axis whose ticks are plain numbers: those given, else 1, 2, 5 of each decade."""
+    (axes.set_xscale if which == "x" else axes.set_yscale)("log", base=base)
+    axis = axes.xaxis if which == "x" else axes.yaxis
+    given = sorted(set(values))
+    if 1 <= len(given) <= 8:
+        axis.set_ticks(given)
+    elif base == 10:
+        low, high = axis.get_view_interval()
+        axis.set_major_locator(LogLocator(10, subs=(1, 2, 5) if high / low < 300 else (1,)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_locator(NullLocator())
+
+
+def legend(figure: Figure, entries: list[Line2D]) -> None:
+    """One legend for all panels, below them."""
+    with style():
+        figure.legend(handles=entries, loc="outside lower center", ncols=min(len(entries), 4))
+
+
+def save(drawing: Drawing, folder: Path) -> tuple[Path, Path]:
+    """Write a drawing as PNG and SVG; their paths in this order."""
+    folder.mkdir(parents=True, exist_ok=True)
+    png, svg = folder / f"{drawing.name}.png", folder / f"{drawing.name}.svg"
+    with style():
+        drawing.figure.draw_without_rendering()
+        drawing.figure.set_layout_engine("none")  # laid out once, not again for each format
+        drawing.figure.savefig(png, dpi=150)
+        drawing.figure.savefig(svg, metadata={"Date": None})
+    return png, svg

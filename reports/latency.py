@@ -1,0 +1,136 @@
+"""Time per call against one dim, in panels over two others; everything else is held fixed."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+
+from .frame import DIMS, DTYPES
+from .ink import GREY, Drawing, Ink, label_x, legend, log_ticks, panels, style
+
+WORDS = {"L": "sequence length", "N": "state size", "B": "batch", "R": "MIMO rank"}
+FACETS = {"L": ("N", "B"), "N": ("B", "L"), "B": ("N", "L"), "R": ("N", "B")}
+# fields that follow from a dim, and so must not split the line along it
+FOLLOWERS = {"L": ("problem.lengths",), "B": ("problem.pool",), "R": ("problem.optional",)}
+MOST_PANELS, MOST_FIGURES = 6, 24
+
+
+def latency(table: pd.DataFrame, ink: dict[str, Ink]) -> list[Drawing]:
+    """Figures of every dim that takes several values among the timed rows, fullest first.
+
+    A device and op whose rows vary in no dim still gets one figure, of its single points.
+    """
+    timed = table[table["cold_us"].notna() | table["warm_us"].notna()].copy()
+    if timed.empty:
+        return []
+    # theta turns a half or a quarter of N pairs: as a share, it stays the same along N
+    timed["pairs"] = timed["S"] / timed["N"]
+    drawings = []
+    for (device, op), group in timed.groupby(["device", "op"]):
+        mine = [
+            _draw(str(device), str(op), axis, part, ink)
+            for axis in WORDS
+            for part in _parts(group, axis)
+            if part[axis].nunique() > 1
+        ]
+        if not mine:
+            axis = "L" if (group["L"] > 1).any() else "N"
+            mine = [_draw(str(device), str(op), axis, next(_parts(group, axis)), ink)]
+        drawings += mine
+    fullest = sorted(drawings, key=lambda pair: -pair[0])[:MOST_FIGURES]
+    return [
+        replace(drawing, name=f"{drawing.name}-{number}")
+        for number, (_, drawing) in enumerate(fullest, 1)
+    ]
+
+
+def _parts(group: pd.DataFrame, axis: str) -> Iterator[pd.DataFrame]:
+    """Rows that differ in the axis, the facets and the implementation alone."""
+    free = {axis, *FACETS[axis], "S", *FOLLOWERS.get(axis, ())}
+    names = [*DIMS, *DTYPES, "pairs", *(n for n in group.columns if n.startswith("problem."))]
+    fixed = [name for name in names if name not in free]
+    for _, part in group.groupby(fixed, dropna=False):
+        yield part
+
+
+def _draw(
+    device: str, op: str, axis: str, part: pd.DataFrame, ink: dict[str, Ink]
+) -> tuple[int, Drawing]:
+    """One figure and the number of rows in it."""
+    facets = list(FACETS[axis])
+    combinations = sorted(set(part[facets].itertuples(index=False, name=None)))
+    shown = spread(combinations, MOST_PANELS)
+    figure, axes = panels(len(shown))
+    timer = "CPU time" if device.startswith("CPU") else "time"
+    with style():
+        for axes_i, values in zip(axes, shown, strict=True):
+            here = part[(part[facets] == values).all(axis=1)]
+            _panel(axes_i, axis, here, ink)
+            axes_i.set_title(", ".join(f"{f} = {v}" for f, v in zip(facets, values, strict=True)))
+            log_ticks(axes_i, "x", part[axis], base=2)
+            log_ticks(axes_i, "y")
+        label_x(axes, f"{WORDS[axis]} {axis}{' (tokens)' if axis == 'L' else ''}")
+        figure.supylabel(f"median {timer} per call (µs), lower is better")
+        title = f"{op} on {device}: {timer} against {WORDS[axis]}"
+        figure.suptitle(title, fontsize=10)
+    legend(figure, _entries(part, ink))
+    caption = f"{held(part)}. Bands reach from the first to the third quartile."
+    if len(shown) < len(combinations):
+        caption += f" {len(shown)} of {len(combinations)} panels are shown; the table has all rows."
+    return len(part), Drawing(f"latency-{op}-{axis}", title, caption, figure)
+
+
+def _panel(axes: Axes, axis: str, rows: pd.DataFrame, ink: dict[str, Ink]) -> None:
+    for backend, mine in rows.groupby("backend"):
+        for kind in ("cold", "warm"):
+            timed = mine[mine[f"{kind}_us"].notna()].sort_values([axis, f"{kind}_us"])
+            best = timed.drop_duplicates(axis)  # the fastest of several configs
+            if best.empty:
+                continue
+            x, low, high = best[axis], best[f"{kind}_q1_us"], best[f"{kind}_q3_us"]
+            axes.plot(x, best[f"{kind}_us"], **ink[str(backend)].style(kind))
+            axes.fill_between(x, low, high, color=ink[str(backend)].colour, alpha=0.2, linewidth=0)
+            if len(best) == 1:  # a band needs two points
+                axes.vlines(x, low, high, color=ink[str(backend)].colour)
+    limit = rows[rows["limit_us"].notna()].sort_values([axis, "limit_us"]).drop_duplicates(axis)
+    if len(limit):
+        axes.plot(limit[axis], limit["limit_us"], **_limit_style())
+
+
+def _limit_style() -> dict[str, Any]:
+    return {"color": GREY, "linestyle": ":", "marker": "_"}
+
+
+def _entries(part: pd.DataFrame, ink: dict[str, Ink]) -> list[Line2D]:
+    entries = []
+    for backend, mine in part.groupby("backend"):
+        for kind in ("cold", "warm"):
+            if mine[f"{kind}_us"].notna().any():
+                line = ink[str(backend)].style(kind)
+                entries.append(Line2D([], [], label=f"{backend}, {kind}", **line))
+    if part["limit_us"].notna().any():
+        entries.append(Line2D([], [], label="limit (measured ceilings)", **_limit_style()))
+    return entries
+
+
+def held(part: pd.DataFrame) -> str:
+    """The dims and dtypes that are the same in every row, and the variant if there is one."""
+    words = []
+    for name in (*DIMS, *DTYPES):
+        values = part[name].dropna().unique()
+        if len(values) == 1:
+            words.append(f"{name.replace('_', ' ')} {values[0]}")
+    variants = part["variant"].unique()
+    if len(variants) == 1 and variants[0]:
+        words.append(str(variants[0]))
+    return ", ".join(words)
+
+
+def spread(values: list[Any], most: int) -> list[Any]:
+    """At most so many values, evenly chosen, with the first and the last."""
+    if len(values) <= most:
+        return values
+    return [values[round(i * (len(values) - 1) / (most - 1))] for i in range(most)]

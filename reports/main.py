@@ -1,0 +1,72 @@
+"""From record files to a report: table, figures and one page. Needs no GPU and no kernel."""
+
+from pathlib import Path
+
+import pandas as pd
+from rich.console import Console
+
+from ..bench.records import Row, read
+from .accuracy import accuracy
+from .averages import averages
+from .frame import frame
+from .ink import inks, save
+from .latency import latency
+from .machines import machines
+from .page import page
+from .roofline import roofline
+from .tables import AVERAGE_COLUMNS, COLUMNS, average_cells, cells, markdown
+from .terminal import show as show_frame
+
+
+class NoRecordsError(ValueError):
+    """There is nothing to report."""
+
+    def __init__(self, paths: list[Path]) -> None:
+        names = ", ".join(map(str, paths)) or "no files given"
+        super().__init__(f"no records to report: {names}; run a check or a sweep first")
+
+
+def write(record_paths: list[Path], out: Path) -> list[Path]:
+    """Write the report of some record files into a folder; returns the files written.
+
+    table.csv, table.parquet and table.md hold every row, figures/ each figure as PNG and SVG, and
+    index.html all of it. Raises NoRecordsError without rows, ValueError for a line that is none.
+    """
+    rows, table = _load(record_paths)
+    out.mkdir(parents=True, exist_ok=True)
+    written = [out / "table.csv", out / "table.parquet", out / "table.md"]
+    table.to_csv(written[0], index=False)
+    table.to_parquet(written[1], index=False)
+    written[2].write_text(_markdown(rows, table))
+
+    ink = inks(table["backend"])
+    drawings = [*latency(table, ink), *roofline(rows, table, ink), *accuracy(table, ink)]
+    figures = [(drawing, save(drawing, out / "figures")) for drawing in drawings]
+    index = out / "index.html"
+    index.write_text(page(rows, table, figures), encoding="utf-8")
+    return [*written, *(path for _, files in figures for path in files), index]
+
+
+def show(record_paths: list[Path], console: Console | None = None) -> None:
+    """Print the report of some record files on a terminal; raises as `write` does."""
+    show_frame(_load(record_paths)[1], console or Console())
+
+
+def _load(record_paths: list[Path]) -> tuple[list[Row], pd.DataFrame]:
+    """Rows, the last of each key, and their frame."""
+    rows = list({row.key: row for row in read(record_paths)}.values())
+    if not rows:
+        raise NoRecordsError(record_paths)
+    return rows, frame(rows)
+
+
+def _markdown(rows: list[Row], table: pd.DataFrame) -> str:
+    parts = []
+    for machine in machines(rows):
+        parts.append(f"**{machine.device}**, {machine.rows} rows\n")
+        parts.append("".join(f"- {name}: {text}\n" for name, text in machine.facts))
+    lines = [average_cells(average) for average in averages(table)]
+    parts.append("Geometric means over the shapes that all rivals completed:\n")
+    parts.append(markdown(AVERAGE_COLUMNS, lines))
+    parts.append(markdown(COLUMNS, [cells(line) for _, line in table.iterrows()]))
+    return "\n".join(parts)

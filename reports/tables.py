@@ -1,0 +1,167 @@
+"""The table of rows, for reading: one list of cells that terminal, Markdown and page share."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from .averages import Average
+from .frame import DIMS
+
+COLUMNS = (
+    "status",
+    "op",
+    "backend",
+    "shape",
+    "dtype",
+    "variant",
+    "config",
+    "cold µs",
+    "warm µs",
+    "host µs",
+    "GB/s",
+    "TFLOP/s",
+    "of limit",
+    "error / bound",
+    "SM MHz",
+    "regs / spills / shared B",
+    "reason",
+)
+AVERAGE_COLUMNS = (
+    "device",
+    "op",
+    "dtype",
+    "backend",
+    "mean µs",
+    "to fastest",
+    "of limit",
+    "shapes",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Rows without a right result that share one reason."""
+
+    status: str
+    op: str
+    backend: str
+    reason: str
+    count: int
+    example: str  # the shape of the first
+
+
+def cells(line: "pd.Series[Any]") -> list[str]:
+    """One row of the frame as texts, in the order of COLUMNS."""
+    return [
+        line["status"],
+        line["op"],
+        line["backend"],
+        shape(line),
+        dtypes(line["dtype"], line["state_dtype"]),
+        line["variant"],
+        line["config"],
+        quartiles(line, "cold"),
+        quartiles(line, "warm"),
+        quartiles(line, "host"),
+        number(line["gb_per_s"]),
+        number(line["tflop_per_s"]),
+        percent(line["share_of_limit"]) + _by(line["limited_by"], line["share_of_limit"]),
+        number(line["error_over_bound"]) + _in(line["worst_output"]),
+        number(line["sm_clock_mhz"], 4),
+        resources(line),
+        line["reason"],
+    ]
+
+
+def average_cells(average: Average) -> list[str]:
+    """One average as texts, in the order of AVERAGE_COLUMNS."""
+    mark = " †" if average.inaccurate else ""
+    mean = number(average.mean_us)
+    return [
+        average.device,
+        average.op,
+        dtypes(average.dtype, average.state_dtype),
+        average.backend + mark,
+        f"{mean} {average.kind}" if mean else "",
+        f"{average.relative:.2f} x" if average.relative else "",
+        percent(average.share_of_limit),
+        f"{average.timed} of {average.shapes} ({average.common} common)",
+    ]
+
+
+def counts(table: pd.DataFrame) -> dict[str, int]:
+    """Rows by status, most frequent first."""
+    return dict(Counter(table["status"]).most_common())
+
+
+def refusals(table: pd.DataFrame) -> list[Refusal]:
+    """Everything that is not ok, grouped by its reason, in order of status and frequency."""
+    groups = table[table["status"] != "ok"].groupby(["status", "op", "backend", "reason"])
+    found = [
+        Refusal(str(status), str(op), str(backend), str(reason), len(group), shape(group.iloc[0]))
+        for (status, op, backend, reason), group in groups
+    ]
+    return sorted(found, key=lambda r: (r.status, -r.count, r.op, r.backend, r.reason))
+
+
+def shape(line: "pd.Series[Any]") -> str:
+    """`B8 L2048 H64 G1 P64 N128 R1`, of the dims that the problem has."""
+    return " ".join(f"{dim}{line[dim]:.0f}" for dim in DIMS if pd.notna(line[dim]) and dim != "S")
+
+
+def dtypes(dtype: Any, state_dtype: Any) -> str:
+    """`bfloat16`, or `bfloat16, state float32` where the state differs."""
+    if pd.isna(state_dtype) or state_dtype in (dtype, "None", "nan"):
+        return str(dtype)
+    return f"{dtype}, state {state_dtype}"
+
+
+def quartiles(line: "pd.Series[Any]", kind: str) -> str:
+    """`12.3 (12.1 to 12.6)`: the median and the middle half, in microseconds."""
+    if pd.isna(line[f"{kind}_us"]):
+        return ""
+    low, high = number(line[f"{kind}_q1_us"]), number(line[f"{kind}_q3_us"])
+    return f"{number(line[f'{kind}_us'])} ({low} to {high})"
+
+
+def resources(line: "pd.Series[Any]") -> str:
+    """Registers per thread, spilled bytes per thread, shared bytes per block: the largest."""
+    values = [line[name] for name in ("registers", "spills", "shared")]
+    if all(pd.isna(value) for value in values):
+        return ""
+    return " / ".join("?" if pd.isna(value) else f"{value:.0f}" for value in values)
+
+
+def number(value: Any, digits: int = 3) -> str:
+    """A number to so many significant digits, never in powers of ten if it is 0.001 or more."""
+    if value is None or pd.isna(value):
+        return ""
+    if abs(value) >= 10**digits:
+        return f"{value:.0f}"
+    return f"{value:.{digits}g}"
+
+
+def percent(share: Any) -> str:
+    """`87 %`."""
+    return "" if share is None or pd.isna(share) else f"{100 * share:.0f} %"
+
+
+def markdown(columns: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """A pipe table; pipes and newlines in cells are escaped."""
+    rows = [columns, ["---"] * len(columns), *lines]
+    return "\n".join("| " + " | ".join(map(_escaped, row)) + " |" for row in rows) + "\n"
+
+
+def _escaped(cell: str) -> str:
+    return cell.replace("|", "\\|").replace("\n", " ")
+
+
+def _by(limited_by: Any, share: Any) -> str:
+    return "" if pd.isna(share) else f" {limited_by}"
+
+
+def _in(output: Any) -> str:
+    return "" if pd.isna(output) else f" {output}"

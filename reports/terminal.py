@@ -1,0 +1,59 @@
+"""The report on a terminal: counts, averages, and the first rows."""
+
+import pandas as pd
+from rich.console import Console
+from rich.table import Table
+
+from .averages import averages
+from .tables import AVERAGE_COLUMNS, COLUMNS, average_cells, cells, counts, refusals
+
+SHOWN = (
+    *("status", "op", "backend", "shape", "dtype"),
+    *("cold µs", "warm µs", "of limit", "error / bound"),
+)
+COLOURS = {"ok": "green", "inaccurate": "yellow", "skipped": "dim"}  # all others: red
+MOST_ROWS = 60
+
+
+def show(table: pd.DataFrame, console: Console) -> None:
+    """Print a frame: a table of rows, averages over common shapes, and why rows have no time."""
+    if (table["timer"] == "cpu").any():
+        console.print("[bold]CPU times are CPU times:[/] they say nothing about a GPU.")
+    console.print(_rows(table))
+    if len(table) > MOST_ROWS:
+        console.print(f"and {len(table) - MOST_ROWS} more rows: see table.csv")
+    lines = [average_cells(average) for average in averages(table) if average.mean_us]
+    if lines:
+        console.print(_grid("geometric means over the shapes all rivals completed", lines))
+    for refusal in refusals(table):
+        console.print(
+            f"[{_colour(refusal.status)}]{refusal.status}[/] {refusal.count} x {refusal.op}"
+            f" {refusal.backend}: {_plain(refusal.reason)}",
+            highlight=False,
+        )
+    console.print(", ".join(f"{count} {status}" for status, count in counts(table).items()))
+
+
+def _rows(table: pd.DataFrame) -> Table:
+    places = [COLUMNS.index(name) for name in SHOWN]
+    grid = Table(*SHOWN, box=None, title="rows", title_justify="left")
+    for _, line in table.head(MOST_ROWS).iterrows():
+        texts = [_plain(cells(line)[place]) for place in places]
+        grid.add_row(f"[{_colour(texts[0])}]{texts[0]}[/]", *texts[1:])
+    return grid
+
+
+def _grid(title: str, lines: list[list[str]]) -> Table:
+    grid = Table(*AVERAGE_COLUMNS, box=None, title=title, title_justify="left")
+    for line in lines:
+        grid.add_row(*map(_plain, line))
+    return grid
+
+
+def _colour(status: str) -> str:
+    return COLOURS.get(status, "red")
+
+
+def _plain(text: str) -> str:
+    """Text in which rich finds no markup."""
+    return text.replace("[", "\\[")
