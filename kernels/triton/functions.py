@@ -69,9 +69,18 @@ def silu(v, FAST: tl.constexpr):
 
 
 @triton.jit
+def exp(u):
+    """e^u to one ulp: 2^n e^r with u = n log(2) + r. tl.exp loses a bit for each bit of n."""
+    u = tl.minimum(tl.maximum(u, -150.0), 150.0)  # 0 and infinity beyond
+    n = tl.floor(u * 1.4426950408889634 + 0.5)
+    r = (u - n * 0.693115234375) - n * 3.194618329871446e-05  # log(2), 12 bits and the rest
+    return tl.exp2(r * 1.4426950408889634) * tl.exp2(n)
+
+
+@triton.jit
 def softplus(u):
     """log(1 + e^u), with the relative accuracy of float32 for small results too."""
-    e = tl.exp(-tl.abs(u))
+    e = exp(-tl.abs(u))
     w = 1.0 + e
     # log1p(e): the error of w cancels in log(w) / (w - 1)
     log1p = tl.where(w == 1.0, e, tl.log(w) * (e / tl.where(w == 1.0, 1.0, w - 1.0)))
@@ -81,7 +90,7 @@ def softplus(u):
 @triton.jit
 def tanh(u):
     """tanh, with the relative accuracy of float32."""
-    e = tl.exp(-2.0 * tl.abs(u))
+    e = exp(-2.0 * tl.abs(u))
     far = tl.where(u < 0, -1.0, 1.0) * (1.0 - e) / (1.0 + e)
     # 1 - e cancels for small u; its series there leaves 2^-26
     near = u * (1.0 - u * u * (1.0 / 3.0 - u * u * (2.0 / 15.0 - u * u * (17.0 / 315.0))))

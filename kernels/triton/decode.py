@@ -1,0 +1,314 @@
+"""Decode: everything between a layer's two projections in one launch.
+
+One program owns one (batch row, head): it reads the head's old phi, k, x and its whole (P, N) tile
+of h, and nobody else reads or writes them, so the state is updated in place without a race. The
+tile is requested first; activations, norms, angles and rotations are computed while it is on its
+way. b and c are normalised again by every head that shares them: they are N values each, and come
+from L2.
+
+    phi  = (phi + D theta) mod 2 pi
+    k_r  = Rot(phi) (bn_r + b_bias_r)                  q_r = Rot(phi) (cn_r + c_bias_r)
+    h    = alpha h + sum_r beta x'_r k'_r^T + gamma x_r k_r^T          (', the token before)
+    y_r  = h q_r + d x_r,     o = sum_r mimo_o_r norm(y_r) silu(z mimo_z_r)
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+
+from ..call import Call
+from ..cases import make_call
+from ..problem import Problem
+from ..registry import Resources, implements
+from . import compile
+from .angles import advance, cos_sin
+from .functions import INTERPRETED, cast, decay_log, exp, silu, softplus
+
+MAX_WARPS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """warps that share the (P, N) tile of one head; ranks whose loops are unrolled together."""
+
+    warps: int
+    unroll: int
+
+
+def configs(problem: Problem, device: torch.device) -> Iterable[Config]:
+    """64 elements of h a thread, or 32: with R > 1 the ranks need registers too.
+
+    Unrolled ranks overlap their loads but take 229 registers where rolled ones take 128 (R = 4,
+    P = 64, N = 128, float32), and spill at 16 warps and at R = 8. The tile of 128 x 256 fills the
+    registers of 8 warps: R > 1 spills 136 bytes a thread if h is float32, and 16 warps spill more.
+    """
+    elements = problem.P * problem.N
+    full, half = max(1, elements // (32 * 64)), max(1, elements // (32 * 32))
+    if half > MAX_WARPS:
+        return [Config(8, 1)]
+    found = [Config(full, 1), Config(half, 1)]
+    if problem.R > 1 and problem.state_dtype == torch.float32:
+        found.reverse()
+    if problem.R in (2, 4) and half < MAX_WARPS:
+        found.append(Config(half, problem.R))
+    return dict.fromkeys(found)  # the smallest tiles have fewer to choose from
+
+
+def supports(problem: Problem, device: torch.device) -> str | None:
+    """float16, bfloat16 and float32 on a GPU, at the tile sizes that were tested."""
+    if problem.dtype == torch.float64:
+        return "float64: Triton's kernel computes in float32"
+    if problem.N not in (16, 32, 64, 128, 256):
+        return f"N = {problem.N}: N in 16, 32, 64, 128, 256"
+    if problem.P not in (32, 64, 128):
+        return f"P = {problem.P}: P in 32, 64, 128"
+    if problem.R not in (1, 2, 4, 8):
+        return f"R = {problem.R}: R in 1, 2, 4, 8"
+    if device.type != "cuda" and not INTERPRETED:
+        return f"device {device.type}: a GPU, or TRITON_INTERPRET=1"
+    return None
+
+
+class InputPointers(NamedTuple):
+    """`Inputs` as the kernel gets them."""
+
+    x: Any
+    b: Any
+    c: Any
+    dt: Any
+    a: Any
+    lam: Any
+    theta: Any
+    z: Any
+
+
+class ParamPointers(NamedTuple):
+    """`Params` as the kernel gets them."""
+
+    dt_bias: Any
+    b_norm: Any
+    c_norm: Any
+    b_bias: Any
+    c_bias: Any
+    d: Any
+    mimo_x: Any
+    mimo_z: Any
+    mimo_o: Any
+    out_norm: Any
+
+
+class StatePointers(NamedTuple):
+    """`State` as the kernel gets it."""
+
+    phi: Any
+    h: Any
+    k: Any
+    x: Any
+
+
+@triton.jit
+def normalised(v, o_n, o_pair, weight, N: tl.constexpr, RMS: tl.constexpr):
+    """One row of b or c (N) in float32, RMS-normalised over N, and the same row by partner."""
+    b_v = tl.load(v + o_n).to(tl.float32)
+    b_pair = tl.load(v + o_pair).to(tl.float32)
+    if RMS:
+        scale = tl.rsqrt(tl.sum(b_v * b_v, 0) / N + 1e-5)
+        b_v *= scale
+        b_pair *= scale
+        if weight is not None:
+            b_v *= tl.load(weight + o_n)
+            b_pair *= tl.load(weight + o_pair)
+    return b_v, b_pair
+
+
+@triton.jit
+def rotated(v, bias, o_n, o_pair, weight, cos, sin, N: tl.constexpr, RMS: tl.constexpr):
+    """Rot(phi) (norm(v) + bias): v cos + partner(v) sin, sin signed by the place in the pair."""
+    b_v, b_pair = normalised(v, o_n, o_pair, weight, N, RMS)
+    if bias is not None:
+        b_v += tl.load(bias + o_n)
+        b_pair += tl.load(bias + o_pair)
+    return b_v * cos + b_pair * sin
+
+
+@triton.jit
+def offset(base, amount):
+    """base + amount, or None for an absent tensor."""
+    if base is None:
+        return None
+    else:  # noqa: RET505 - both branches are compile-time and Triton wants them exclusive
+        return base + amount
+
+
+@triton.jit(
+    do_not_specialize=[
+        "stride_x", "stride_b", "stride_c", "stride_dt", "stride_a", "stride_lam", "stride_theta",
+        "stride_z", "H", "G",
+    ]
+)  # fmt: skip
+def decode_kernel(
+    inputs, parameters, state, y, state_indices,
+    stride_x, stride_b, stride_c, stride_dt, stride_a, stride_lam, stride_theta, stride_z,
+    H, G,
+    P: tl.constexpr, N: tl.constexpr, R: tl.constexpr, S: tl.constexpr,
+    STEP: tl.constexpr, DECAY: tl.constexpr, NORM: tl.constexpr, PAIRING: tl.constexpr,
+    THETA_PER_HEAD: tl.constexpr, REDUCED: tl.constexpr, UNROLL: tl.constexpr,
+):  # fmt: skip
+    i_row = (tl.program_id(0) // H).to(tl.int64)
+    i_head = tl.program_id(0) % H
+    i_group = i_head // (H // G)
+    i_state = i_row
+    if state_indices is not None:
+        i_state = tl.load(state_indices + i_row).to(tl.int64)
+        if i_state < 0:
+            return
+    o_p, o_n = tl.arange(0, P), tl.arange(0, N)
+
+    # the (P, N) tile and every other load are on their way before the first is waited for
+    p_h = state.h + (i_state * H + i_head) * (P * N) + o_p[:, None] * N + o_n[None, :]
+    h = tl.load(p_h).to(tl.float32)
+    p_x_state = state.x + (i_state * H + i_head) * P + o_p
+    x_before = tl.load(p_x_state).to(tl.float32)
+    p_x = inputs.x + i_row * stride_x + i_head * P + o_p
+    raw_x = tl.load(p_x)
+    x = raw_x.to(tl.float32)
+
+    # D, alpha, beta, gamma
+    step = tl.load(inputs.dt + i_row * stride_dt + i_head).to(tl.float32)
+    decay = tl.load(inputs.a + i_row * stride_a + i_head).to(tl.float32)
+    lam = tl.load(inputs.lam + i_row * stride_lam + i_head).to(tl.float32)
+    if STEP == "softplus":
+        if parameters.dt_bias is not None:
+            step += tl.load(parameters.dt_bias + i_head)
+        step = softplus(step)
+    lam = 1.0 / (1.0 + exp(-lam))
+    alpha = exp(decay_log(decay, step, DECAY))
+    beta = (1.0 - lam) * step * alpha
+    gamma = lam * step
+
+    # every dim n of k and q: its partner, its angle, and which of the pair it is
+    if PAIRING == "interleaved":
+        o_s = o_n // 2
+        o_pair = o_n ^ 1
+        m_first = o_n % 2 == 0
+    else:
+        o_s = o_n % (N // 2)
+        o_pair = o_n ^ (N // 2)
+        m_first = o_n < N // 2
+    m_rotated = o_s < S
+    p_phi = state.phi + (i_state * H + i_head) * S + o_s
+    p_theta = inputs.theta + i_row * stride_theta + o_s
+    if THETA_PER_HEAD:
+        p_theta += i_head * S
+    theta = tl.load(p_theta, mask=m_rotated, other=0.0).to(tl.float32)
+    phi = advance(tl.load(p_phi, mask=m_rotated, other=0.0), step, theta)
+    cos, sin = cos_sin(phi)
+    cos = tl.where(m_rotated, cos, 1.0)
+    sin = tl.where(m_rotated, sin, 0.0)
+    sin = tl.where(m_first, -sin, sin)
+
+    # h = alpha h + sum_r beta x'_r k'_r^T + gamma x_r k_r^T
+    h *= alpha
+    RMS: tl.constexpr = NORM == "rms"
+    p_b = inputs.b + i_row * stride_b + i_group * N
+    p_c = inputs.c + i_row * stride_c + i_group * N
+    p_k = state.k + (i_state * R * H + i_head) * N + o_n
+    o_param = i_head * R
+    k = tl.zeros((N,), tl.float32)
+    for r in tl.range(R, loop_unroll_factor=UNROLL):
+        k_before = tl.load(p_k + r * H * N).to(tl.float32)
+        bias = offset(parameters.b_bias, (o_param + r) * N)
+        k = rotated(p_b + r * G * N, bias, o_n, o_pair, parameters.b_norm, cos, sin, N, RMS)
+        x_r, x_before_r = gamma * x, beta * x_before
+        if parameters.mimo_x is not None:
+            scale = tl.load(parameters.mimo_x + (o_param + r) * P + o_p)
+            x_r *= scale
+            x_before_r *= scale
+        h += x_before_r[:, None] * k_before[None, :]
+        h += x_r[:, None] * k[None, :]
+
+    # the old state has been read by every thread of the program: it may be overwritten
+    tl.debug_barrier()
+    tl.store(p_h, cast(h, state.h.dtype.element_ty))
+    tl.store(p_phi, phi, mask=m_rotated & m_first)
+    tl.store(p_x_state, raw_x)
+
+    # y_r = h q_r + d x_r, norm, gate, sum over the ranks
+    out = tl.zeros((P,), tl.float32)
+    for r in tl.range(R, loop_unroll_factor=UNROLL):
+        if R > 1:  # once more, because R rows of k do not fit the registers
+            bias = offset(parameters.b_bias, (o_param + r) * N)
+            k = rotated(p_b + r * G * N, bias, o_n, o_pair, parameters.b_norm, cos, sin, N, RMS)
+        tl.store(p_k + r * H * N, cast(k, state.k.dtype.element_ty))
+        bias = offset(parameters.c_bias, (o_param + r) * N)
+        q = rotated(p_c + r * G * N, bias, o_n, o_pair, parameters.c_norm, cos, sin, N, RMS)
+        y_r = tl.sum(h * q[None, :], 1)
+        o_rp = (o_param + r) * P + o_p
+        if parameters.d is not None:
+            skip = x * tl.load(parameters.d + i_head)
+            if parameters.mimo_x is not None:
+                skip *= tl.load(parameters.mimo_x + o_rp)
+            y_r += skip
+        if parameters.out_norm is not None:
+            y_r *= tl.rsqrt(tl.sum(y_r * y_r, 0) / P + 1e-5)
+            y_r *= tl.load(parameters.out_norm + i_head * P + o_p)
+        if inputs.z is not None:
+            gate = tl.load(inputs.z + i_row * stride_z + i_head * P + o_p).to(tl.float32)
+            if parameters.mimo_z is not None:
+                gate *= tl.load(parameters.mimo_z + o_rp)
+            y_r *= silu(gate, False)
+        if parameters.mimo_o is not None:
+            y_r *= tl.load(parameters.mimo_o + o_rp)
+        if REDUCED:
+            out += y_r
+        else:
+            p_y = y + ((i_row * R + r) * H + i_head) * P + o_p
+            tl.store(p_y, cast(y_r, y.dtype.element_ty))
+    if REDUCED:
+        tl.store(y + (i_row * H + i_head) * P + o_p, cast(out, y.dtype.element_ty))
+
+
+def arguments(call: Call, config: Config) -> tuple[list[Any], dict[str, Any]]:
+    """What `decode_kernel` is launched with."""
+    p, inputs, params, state = call.problem, call.inputs, call.params, call.state
+    assert state is not None
+    x, b, c, dt, a, lam, theta, z = (
+        inputs.x, inputs.b, inputs.c, inputs.dt, inputs.a, inputs.lam, inputs.theta, inputs.z
+    )  # fmt: skip
+    strides = [t.stride(0) for t in (x, b, c, dt, a, lam, theta)]
+    strides.append(0 if z is None else z.stride(0))
+    positional = [
+        InputPointers(x, b, c, dt, a, lam, theta, z),
+        ParamPointers(*(getattr(params, name) for name in ParamPointers._fields)),
+        StatePointers(state.phi, state.h, state.k, state.x),
+        call.y, call.state_indices, *strides, p.H, p.G,
+    ]  # fmt: skip
+    constants = {
+        "P": p.P, "N": p.N, "R": p.R, "S": p.S,
+        "STEP": p.options.step, "DECAY": p.options.decay,
+        "NORM": p.options.norm, "PAIRING": p.options.pairing,
+        "THETA_PER_HEAD": p.theta_per_head, "REDUCED": p.reduced,
+        "UNROLL": config.unroll, "num_warps": config.warps,
+    }  # fmt: skip
+    return positional, constants
+
+
+def resources(problem: Problem, config: Config) -> list[Resources]:
+    """What the kernel of a problem costs; the batch does not matter to it."""
+    pool = None if problem.pool is None else 1
+    positional, constants = arguments(make_call(replace(problem, B=1, pool=pool), seed=0), config)
+    return [compile.resources(decode_kernel, *positional, **constants)]
+
+
+@implements("decode", "triton", supports=supports, configs=configs, resources=resources)
+def decode(call: Call, config: Config) -> None:
+    """Launch one program per batch row and head."""
+    grid = (call.problem.B * call.problem.H,)
+    if grid[0] == 0:
+        return
+    positional, constants = arguments(call, config)
+    decode_kernel[grid](*positional, **constants)
