@@ -20,6 +20,8 @@ CPU = torch.device("cpu")
 @pytest.fixture
 def modules(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[tuple[str, str], str]]:
     """A registry of the torch and reference backends alone, to add to; put back afterwards."""
+    for op, backend in registry.MODULES:
+        registry.unavailable(op, backend)  # a module registers itself once, when it is imported
     kept = {key: path for key, path in registry.MODULES.items() if path.startswith("torch.")}
     monkeypatch.setattr(registry, "MODULES", kept)
     monkeypatch.setattr(registry, "_registered", dict(registry._registered))
