@@ -25,6 +25,7 @@ def modules(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[tuple[str, str], s
     kept = {key: path for key, path in registry.MODULES.items() if path.startswith("torch.")}
     monkeypatch.setattr(registry, "MODULES", kept)
     monkeypatch.setattr(registry, "_registered", dict(registry._registered))
+    monkeypatch.setattr(registry, "_added", {})
     registry.unavailable.cache_clear()
     yield kept
     registry.unavailable.cache_clear()
