@@ -67,9 +67,7 @@ def tour(page: Console, arguments: argparse.Namespace, given: Sequence[str]) -> 
 def steps(device: torch.device) -> list[tuple[str, Kind, list[Job]]]:
     """Title, kind and jobs of each step."""
     typical = [
-        replace(problem, L=2048)
-        for op in ("prefill", "decode")
-        for problem in problems(Axes(op=op, dtype=EVERY))
+        problem for op in ("prefill", "decode") for problem in problems(Axes(op=op, dtype=EVERY))
     ]
     compiled = [
         job
