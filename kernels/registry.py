@@ -125,7 +125,7 @@ def unavailable(op: OpName, backend: str) -> str | None:
         importlib.import_module(module)
     except Exception as error:  # a DSL that does not fit its own dependencies raises anything
         return f"cannot import its DSL: {type(error).__name__}: {error}"
-    return None
+    return None if (op, backend) in _registered else f"{module} does not register it"
 
 
 def module_name(op: OpName, backend: str) -> str | None:

@@ -3,11 +3,12 @@
 Inside a chunk, with s_i = sum_{m<=i} A_m D_m and column weights
 w_j = gamma_j + (1 - lam_{j+1}) D_{j+1} (second term 0 at a sequence's last token):
 
-    y_i,r = e^{s_i} S q_i,r + sum_{j<=i} M_ij sum_r' (q_i,r . k_j,r') x_j,r' + d x_i,r
+    y_i,r = e^{s_i} carry q_i,r + sum_{j<=i} M_ij sum_r' (q_i,r . k_j,r') x_j,r' + d x_i,r
     M_ij  = e^{s_i - s_j} w_j for j < i, gamma_i for j = i
-    S     = e^{s_C} S + sum_j e^{s_C - s_j} w_j sum_r x_j,r k_j,r^T       (for the next chunk)
+    carry = e^{s_C} carry + sum_j e^{s_C - s_j} w_j sum_r x_j,r k_j,r^T    (for the next chunk)
 
-Sums, angles, decays and S are float32 (float64 for float64 inputs); the operands of the matrix
+Between chunks `carry` holds the next token's look-ahead too, so only the last one is h.
+Sums, angles, decays and carry are float32 (float64 for float64 inputs); the operands of the matrix
 products are rounded as `precision.operand_rounding` says. MIMO's columns are (token, rank) pairs.
 """
 
@@ -33,7 +34,7 @@ class Config:
 
 
 def configs(problem: Problem, device: torch.device) -> Iterator[Config]:
-    """Chunks of 64 columns first: fewer waste products on small matrices, more on the mask."""
+    """Chunks of 64 (token, rank) columns first: more make a larger mask, fewer more launches."""
     best = max(64 // problem.R, 8)
     yield Config(best)
     yield from (Config(size) for size in (16, 32, 64, 128) if size != best)
@@ -89,22 +90,23 @@ def run(
     ahead = scalars.behind[:, 1:]
     weight = torch.cat((scalars.gamma[:, :-1] + ahead, scalars.gamma[:, -1:]), 1)  # (B, L, H)
 
-    phi, S, k, x = state.phi, state.h, state.k, state.x
+    phi, carry, k, x = state.phi, state.h, state.k, state.x
     outs = []
     if L > 0:
         x_r = by_rank(x, params.mimo_x, p.R)  # (B, R, H, P)
-        S = S + scalars.behind[:, 0, :, None, None] * torch.einsum("brhp,brhn->bhpn", x_r, k)
+        first = torch.einsum("brhp,brhn->bhpn", x_r, k)  # of the token before
+        carry = carry + scalars.behind[:, 0, :, None, None] * first
     for start in range(0, L, chunk_size):
         at = slice(start, min(start + chunk_size, L))
         part = tokens(inputs, at.start, at.stop)
-        x = part.x.to(S.dtype)  # (B, C, H, P)
+        x = part.x.to(carry.dtype)  # (B, C, H, P)
         x_r = by_rank(x, params.mimo_x, p.R)  # (B, C, R, H, P)
         phi = whole_turns_off(phi.unsqueeze(1) + angle_sums(part, scalars, at))  # (B, C, H, S)
         k = rotate(keys(part.b, params.b_norm, params.b_bias, p.H, p.options), phi, p.options)
         q = rotate(keys(part.c, params.c_norm, params.c_bias, p.H, p.options), phi, p.options)
 
-        y, S = chunk(
-            rounded, columns(q), columns(k), columns(x_r), S,
+        y, carry = chunk(
+            rounded, columns(q), columns(k), columns(x_r), carry,
             *(v[:, at].transpose(1, 2) for v in (scalars.log_decay, scalars.gamma, weight)),
         )  # fmt: skip
         y = y.view(len(y), p.H, -1, p.R, p.P).permute(0, 2, 3, 1, 4)  # (B, C, R, H, P)
@@ -114,7 +116,7 @@ def run(
         phi, k, x = phi[:, -1], k[:, -1], x[:, -1]
     empty = (p.H, p.P) if p.reduced else (p.R, p.H, p.P)
     y = torch.cat(outs, 1) if outs else x.new_empty(x.shape[0], 0, *empty)
-    return y, State(phi, S, k, x)
+    return y, State(phi, carry, k, x)
 
 
 def angle_sums(part: Inputs, scalars: Steps, at: slice) -> Tensor:
@@ -132,15 +134,15 @@ def chunk(
     q: Tensor,
     k: Tensor,
     x: Tensor,
-    S: Tensor,
+    carry: Tensor,
     log_decay: Tensor,
     gamma: Tensor,
     weight: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """The matrix products of one chunk.
 
-    q, k (B, H, C R, N); x (B, H, C R, P); S (B, H, P, N); log_decay, gamma, weight (B, H, C).
-    Returns y (B, H, C R, P) without the skip, and the next S.
+    q, k (B, H, C R, N); x (B, H, C R, P); carry (B, H, P, N); log_decay, gamma, weight (B, H, C).
+    Returns y (B, H, C R, P) without the skip, and the next carry.
     """
     C, R = log_decay.shape[-1], q.shape[-2] // log_decay.shape[-1]
     s = running_sum(log_decay, -1)  # (B, H, C), never rises
@@ -153,9 +155,9 @@ def chunk(
     q, k = rounded(q), rounded(k)
     scores = (q @ k.mT).view(*s.shape, R, C, R) * mask[..., :, None, :, None]
     scores = scores.flatten(-2).flatten(-3, -2)  # (B, H, C R, C R)
-    y = by_token.exp() * (q @ rounded(S).mT) + rounded(scores) @ rounded(x)
-    S = s[..., -1, None, None].exp() * S + rounded(to_end * x).mT @ k
-    return y, S
+    y = by_token.exp() * (q @ rounded(carry).mT) + rounded(scores) @ rounded(x)
+    carry = s[..., -1, None, None].exp() * carry + rounded(to_end * x).mT @ k
+    return y, carry
 
 
 def running_sum(v: Tensor, dim: int) -> Tensor:

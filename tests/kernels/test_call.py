@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from mamba3_bench.kernels import registry
-from mamba3_bench.kernels.call import Call, Rows, clone_view, token_stride
+from mamba3_bench.kernels.call import Call, Rows, token_stride
 from mamba3_bench.kernels.cases import make_call
 from mamba3_bench.kernels.ops import decode_call, prefill_call
 from mamba3_bench.kernels.problem import Problem
@@ -175,12 +175,15 @@ def test_a_clone_keeps_strides_and_gaps_and_shares_nothing(
         assert call.state is None or torch.equal(call.state.h, kept)
 
 
-def test_an_expanded_tensor_can_be_cloned() -> None:
-    """Stride 0 stays stride 0."""
-    tensor = torch.arange(3.0).expand(2, 5, 3)
-    copy = clone_view(tensor, {})
-    assert torch.equal(copy, tensor)
-    assert copy.stride() == tensor.stride() == (0, 0, 1)
+def test_a_clone_keeps_what_shares_memory(make_problem: MakeProblem, seed: int) -> None:
+    """The slices of one projection stay in one; an expanded tensor keeps its stride of 0."""
+    call = make_call(make_problem("prefill"), seed)
+    expanded = call.inputs.lam[:1, :1].expand(2, 23, 6)
+    call = replace(call, inputs=replace(call.inputs, lam=expanded))
+    copy = call.clone()
+    assert len({t.untyped_storage().data_ptr() for _, t in copy.inputs.items()}) == 1
+    assert torch.equal(copy.inputs.lam, call.inputs.lam)
+    assert copy.inputs.lam.stride() == (0, 0, 1)
 
 
 @pytest.mark.parametrize(("B", "L"), [(1, 1), (1, 7), (3, 1), (3, 7)])

@@ -20,12 +20,11 @@ CPU = torch.device("cpu")
 @pytest.fixture
 def modules(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[tuple[str, str], str]]:
     """A registry of the torch and reference backends alone, to add to; put back afterwards."""
-    for op, backend in registry.MODULES:
-        registry.unavailable(op, backend)  # a module registers itself once, when it is imported
     kept = {key: path for key, path in registry.MODULES.items() if path.startswith("torch.")}
+    loaded = {key: registry.get(*key) for key in kept}  # a module registers itself only once
     monkeypatch.setattr(registry, "MODULES", kept)
-    monkeypatch.setattr(registry, "_registered", dict(registry._registered))
     monkeypatch.setattr(registry, "_added", {})
+    monkeypatch.setattr(registry, "_registered", loaded)
     registry.unavailable.cache_clear()
     yield kept
     registry.unavailable.cache_clear()
@@ -82,6 +81,15 @@ def test_a_missing_dsl_is_a_reason(
     with pytest.raises(BackendMissing, match="cannot import its DSL"):
         prefill(call.inputs, call.params, backend="absent")
     assert registry.choose("prefill", "auto", problem, CPU).backend == "torch"
+
+
+def test_a_module_that_registers_nothing_is_a_reason(
+    modules: dict[tuple[str, str], str],
+) -> None:
+    """Imported without error, but no `implements` for what it is listed as."""
+    modules["prefill", "empty"] = "problem"
+    with pytest.raises(BackendMissing, match=r"kernels\.problem does not register it"):
+        registry.get("prefill", "empty")
 
 
 @pytest.mark.parametrize("error", [OSError("no libcuda"), AttributeError("cannot find symbol")])
