@@ -42,7 +42,7 @@ def _step(dt, bias, m, STEP: tl.constexpr):
     return step
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("L", "T"))
 def activate(
     b, c, dt, a, lam, theta, dt_bias, b_norm, c_norm, cu_seqlens,
     bc, gates, rate,
@@ -67,7 +67,7 @@ def activate(
         d_n = dim_of(o_n, S, N, HALF)
         row = (o_t * G + i_part) * N
         _normalise(b + o_t * b_stride + i_part * N, bc + row, b_norm, o_n, d_n, m_t, N, RMS)
-        row += T * (G * N)
+        row += tl.cast(T, tl.int64) * (G * N)
         _normalise(c + o_t * c_stride + i_part * N, bc + row, c_norm, o_n, d_n, m_t, N, RMS)
     elif i_part < G + RATES:
         i_r = i_part - G
@@ -97,8 +97,9 @@ def activate(
         b_a = tl.load(a + o_t[:, None] * a_stride + o_h[None, :], mask=m, other=0.0).to(tl.float32)
         # e^-100 is zero in float32; the floor keeps differences of sums accurate after it
         log_decay = tl.maximum(decay_log(b_a, step, DECAY), -100.0) * 1.4426950408889634
-        p_gate = gates + o_h[None, :].to(tl.int64) * T + o_t[:, None]
+        HT = tl.cast(T, tl.int64) * H
+        p_gate = gates + o_h[None, :] * tl.cast(T, tl.int64) + o_t[:, None]
         tl.store(p_gate, step, mask=m)
-        tl.store(p_gate + H * T, gamma, mask=m)
-        tl.store(p_gate + 2 * H * T, weight, mask=m)
-        tl.store(p_gate + 3 * H * T, tl.cumsum(tl.where(m, log_decay, 0.0), 0), mask=m)
+        tl.store(p_gate + HT, gamma, mask=m)
+        tl.store(p_gate + 2 * HT, weight, mask=m)
+        tl.store(p_gate + 3 * HT, tl.cumsum(tl.where(m, log_decay, 0.0), 0), mask=m)

@@ -43,6 +43,7 @@ from .functions import (
 
 ACTIVATE_HEADS = 16  # heads of one program of `activate`
 H100_SMS = 132
+RUN_TIME = ("B", "L", "T", "piece", "segment")  # another value compiles nothing
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +113,7 @@ def _bias(bias, i_h, dims, WIDTH: tl.constexpr, N: tl.constexpr):
     return b
 
 
-@triton.jit
+@triton.jit(do_not_specialize=RUN_TIME)
 def _segment_states(
     x, bc, rate, gates, b_bias, cu_seqlens, seg_h, seg_turns, seg_decay,
     B, L, T, piece, segment,
@@ -131,7 +132,9 @@ def _segment_states(
     if first + (i_piece * piece // segment + 1) * segment >= stop:
         return
     PACKED: tl.constexpr = cu_seqlens is not None
-    i_b = 0 if PACKED else i_seq
+    i_b = 0 if PACKED else i_seq  # batch row of the tiles, and its first token
+    origin = 0 if PACKED else first
+    HT = tl.cast(T, tl.int64) * H
     PASS: tl.constexpr = N - 2 * W
     dtype = x.dtype
     o_c, o_s, o_p = tl.arange(0, C), tl.arange(0, W), tl.arange(0, P)
@@ -145,8 +148,8 @@ def _segment_states(
         h_q = tl.zeros((P, PASS), tl.float32)
     turns = tl.zeros((W,), tl.int32)
     decay = 0.0
-    gates += i_h * T + start
-    t_0 = (start - i_b * L.to(tl.int64)).to(tl.int32)
+    gates += i_h * tl.cast(T, tl.int64) + start
+    t_0 = (start - origin).to(tl.int32)
     for t in tl.range(0, piece, C, num_stages=STAGES):
         step = tl.load(gates + t + o_c)
         b_rate = _tile(rate, i_b, t_0 + t, (i_h % RATES) * W, C, W)
@@ -157,9 +160,9 @@ def _segment_states(
         k_r = _tile(bc, i_b, t_0 + t, column, C, 2 * W).to(tl.float32)
         k_r = operand(rotate(k_r + bias_r[None, :], cos, sin, C, W), dtype, PRECISION)
         # dS = e^{s_C} dS + sum_j e^{s_C - s_j} w_j x_j k_j^T
-        total = tl.load(gates + t + 3 * H * T + C - 1)
-        weight = tl.load(gates + t + 2 * H * T + o_c)
-        weight *= exp2(total - tl.load(gates + t + 3 * H * T + o_c), FAST)
+        total = tl.load(gates + t + 3 * HT + C - 1)
+        weight = tl.load(gates + t + 2 * HT + o_c)
+        weight *= exp2(total - tl.load(gates + t + 3 * HT + o_c), FAST)
         b_x = _tile(x, i_b, t_0 + t, i_h * P, C, P).to(tl.float32)
         x_w = tl.trans(operand(b_x * weight[:, None], dtype, PRECISION))  # [P, C]
         h_r = dot(x_w, k_r, h_r * exp2(total, FAST), PRECISION)
@@ -177,7 +180,7 @@ def _segment_states(
     tl.store(seg_decay + slot, decay)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=RUN_TIME)
 def _prefill(
     x, z, bc, rate, gates, b_bias, c_bias, d, out_norm, cu_seqlens,
     phi_in, h_in, k_in, x_in, seg_h, seg_turns, seg_decay,
@@ -195,7 +198,9 @@ def _prefill(
         return
     end = tl.minimum(start + segment, stop)
     PACKED: tl.constexpr = cu_seqlens is not None
-    i_b = 0 if PACKED else i_seq
+    i_b = 0 if PACKED else i_seq  # batch row of the tiles, and its first token
+    origin = 0 if PACKED else first
+    HT = tl.cast(T, tl.int64) * H
     PASS: tl.constexpr = N - 2 * W
     dtype = x.dtype
     o_c, o_s, o_p = tl.arange(0, C), tl.arange(0, W), tl.arange(0, P)
@@ -213,7 +218,7 @@ def _prefill(
         c_bias_q = _bias(c_bias, i_h, d_q, PASS, N)
         h_q = tl.zeros((P, PASS), tl.float32)
     turns = tl.zeros((W,), tl.int32)
-    gates += i_h * T + start
+    gates += i_h * tl.cast(T, tl.int64) + start
 
     # S_0 = h_init + D_0 (1 - lam_0) x_init k_init^T
     if h_in is not None:
@@ -223,7 +228,7 @@ def _prefill(
         p_first = gates - i_seg * segment
         m_first = first < stop
         ahead = tl.load(p_first, mask=m_first, other=0.0)
-        ahead -= tl.load(p_first + H * T, mask=m_first, other=0.0)
+        ahead -= tl.load(p_first + HT, mask=m_first, other=0.0)
         b_x0 = ahead * tl.load(x_in + row * P + o_p).to(tl.float32)
         p_h0 = h_in + (row * P + o_p[:, None]) * N
         h_r = tl.load(p_h0 + d_r[None, :]).to(tl.float32)
@@ -248,7 +253,7 @@ def _prefill(
         skip = tl.load(d + i_h)
     if out_norm is not None:
         b_norm = tl.load(out_norm + i_h * P + o_p)
-    t_0 = (start - i_b * L.to(tl.int64)).to(tl.int32)
+    t_0 = (start - origin).to(tl.int32)
     tokens = (end - start).to(tl.int32)
     for t in tl.range(0, tokens, C, num_stages=STAGES):
         m_t = o_c < tokens - t
@@ -286,9 +291,9 @@ def _prefill(
 
         # y_i = e^{s_i} q_i S + sum_j M_ij (q_i . k_j) x_j, M = w_j e^{s_i - s_j} below the
         # diagonal and gamma_i on it
-        gamma = tl.load(gates + t + H * T + o_c, mask=m_t, other=0.0)
-        weight = tl.load(gates + t + 2 * H * T + o_c, mask=m_t, other=0.0)
-        s = tl.load(gates + t + 3 * H * T + o_c, mask=m_t, other=0.0)
+        gamma = tl.load(gates + t + HT + o_c, mask=m_t, other=0.0)
+        weight = tl.load(gates + t + 2 * HT + o_c, mask=m_t, other=0.0)
+        s = tl.load(gates + t + 3 * HT + o_c, mask=m_t, other=0.0)
         diagonal = tl.where(o_c[:, None] == o_c[None, :], gamma[None, :], 0.0)
         mask = exp2(s[:, None] - s[None, :], FAST) * weight[None, :]
         mask = tl.where(o_c[:, None] > o_c[None, :], mask, diagonal)
@@ -299,7 +304,7 @@ def _prefill(
         b_y = dot(operand(scores * mask, dtype, PRECISION), b_x, b_y, PRECISION)
 
         # S = e^{s_C} S + sum_j e^{s_C - s_j} w_j x_j k_j^T
-        total = tl.load(gates + t + 3 * H * T + tl.minimum(tokens - t, C) - 1)
+        total = tl.load(gates + t + 3 * HT + tl.minimum(tokens - t, C) - 1)
         weight *= exp2(total - s, FAST)
         x_w = tl.trans(operand(b_x.to(tl.float32) * weight[:, None], dtype, PRECISION))  # [P, C]
         h_r = dot(x_w, k_r, h_r * exp2(total, FAST), PRECISION)
@@ -328,7 +333,7 @@ def _prefill(
         tl.store(p_h1 + d_q[None, :], cast(h_q, h_out.dtype.element_ty))
     if first < stop:
         cos, sin = cos_sin(turns[None, :], FAST)
-        last = (stop - 1 - i_b * L.to(tl.int64)).to(tl.int32)
+        last = (stop - 1 - origin).to(tl.int32)
         k_r1 = _tile(bc, i_b, last, column, C, 2 * W)
         k_r1 = tl.sum(tl.where(o_c[:, None] == 0, k_r1.to(tl.float32), 0.0), 0) + b_bias_r
         k_r1 = cast(rotate(k_r1[None, :], cos, sin, 1, W), dtype)
