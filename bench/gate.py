@@ -16,6 +16,13 @@ way, K u max|out|. For 16-bit outputs K = 2: an intermediate kept in that dtype,
 for all else is float32. For float32 K = 8, since every operation of the formulas rounds (a change
 of units, an activation, a product, a sum, ...); and what is rounded then includes the angles, up to
 2 pi: an error of 2 pi u there turns q and k, and so moves every output, by that much of its norm.
+
+The rows outside the subset have no truth; they are searched for gross faults. The yardstick runs
+the whole call too, and each vector of an output (y of one token and head, a row of h, k, x, one
+angle) may be off by GROSS of its norm, or of the output's mean norm if that is larger. A kernel
+that is right on the subset is far below this everywhere; a wrong head or a skipped tile is far
+above. Two cases are only checked to be finite: y beyond WHOLE elements, and y with out_norm, which
+divides a token whose terms cancel by nearly nothing.
 """
 
 import math
@@ -35,6 +42,8 @@ SAFETY = 2.0
 
 # By bytes of the output's dtype: K, and the magnitude of what is rounded beside that of the output.
 ROUNDINGS = {2: (2, 1.0), 4: (8, 2 * math.pi), 8: (8, 2 * math.pi)}
+GROSS = 0.25
+WHOLE = 2**29  # elements of y that the yardstick may compute: some 10 GB of float32 on the way
 RIVAL_L2 = 0.05  # a rival under this on every output is `inaccurate`, not `wrong`
 
 # Elements of h that the truth may hold: an operation on them still costs about its launch.
@@ -57,11 +66,9 @@ class Gate:
         """Compute truth and yardstick; `pristine` is kept and must never be run itself."""
         self.pristine = pristine
         self.rows = choose_rows(pristine, seed)
+        self.whole = self._whole()
         truth = truth_of(pristine.take(self.rows))
-        yardstick = pristine.take(self.rows)
-        yardstick.poison()
-        torch_backend = registry.get(pristine.problem.op, "torch")
-        torch_backend.run(yardstick, torch_backend.default(yardstick.problem, yardstick.y.device))
+        yardstick = run_yardstick(pristine.take(self.rows))
         self.truth = {name: result.cpu() for name, result in truth.results().items()}
         self.bounds: dict[str, tuple[float, float]] = {}
         for name, result in yardstick.results().items():
@@ -77,7 +84,7 @@ class Gate:
 
     def judge(self, call: Call, *, rival: bool = False) -> Verdict:
         """Whether a clone of the call that was poisoned and run holds the right results."""
-        faults = self._touched(call) + self._unwritten(call)
+        faults = self._touched(call) + (self._unwritten(call) or self._gross(call))
         errors = {}
         results = call.take(self.rows).results()
         for name, truth in self.truth.items():
@@ -109,15 +116,41 @@ class Gate:
     def _unwritten(self, call: Call) -> list[str]:
         """Outputs that still hold NaN, or hold infinities, in any row."""
         faults = []
-        active = active_rows(call)
-        for name, tensor in call.outputs().items():
-            written = tensor
-            if active is not None:
-                assert call.state_indices is not None
-                written = tensor[active if name == "y" else call.state_indices.long()[active]]
-            bad = int((~written.isfinite()).sum())
+        for name, tensor in written(call).items():
+            bad = int((~tensor.isfinite()).sum())
             if bad:
-                faults.append(f"{name}: {bad} of {written.numel()} elements not finite")
+                faults.append(f"{name}: {bad} of {tensor.numel()} elements not finite")
+        return faults
+
+    def _whole(self) -> dict[str, Tensor]:
+        """What the yardstick writes in every row; empty if the truth holds them all."""
+        p = self.pristine.problem
+        rows = 1 if p.lengths is not None else p.B
+        active = active_rows(self.pristine)
+        rows = rows if active is None else len(active)
+        if len(self.rows.batch) == rows and len(self.rows.heads) == p.H:
+            return {}
+        if self.pristine.y.numel() > WHOLE:
+            return {}
+        found = written(run_yardstick(self.pristine.clone()))
+        if "out_norm" in p.optional:
+            del found["y"]
+        return found
+
+    def _gross(self, call: Call) -> list[str]:
+        """Outputs with a vector that is far from the yardstick's, in any row."""
+        faults = []
+        found = written(call)
+        for name, expected in self.whole.items():
+            truth = circle(name, expected)
+            off = torch.linalg.vector_norm(circle(name, found[name]) - truth, dim=-1)
+            norm = torch.linalg.vector_norm(truth, dim=-1)
+            least = norm.square().mean().sqrt()
+            bad = int((~(off <= GROSS * norm.clamp(min=least))).sum())
+            if bad:
+                faults.append(
+                    f"{name}: {bad} of {off.numel()} vectors are not those of the torch backend"
+                )
         return faults
 
 
@@ -132,6 +165,32 @@ def truth_of(call: Call) -> Call:
     wide.poison()
     registry.get(call.problem.op, "reference").run(wide, None)
     return wide
+
+
+def run_yardstick(call: Call) -> Call:
+    """The call after the torch backend ran it, filled with NaN before."""
+    call.poison()
+    yardstick = registry.get(call.problem.op, "torch")
+    yardstick.run(call, yardstick.default(call.problem, call.y.device))
+    return call
+
+
+def written(call: Call) -> dict[str, Tensor]:
+    """The outputs without padding rows and idle pool rows, which no kernel writes."""
+    active = active_rows(call)
+    if active is None:
+        return call.outputs()
+    assert call.state_indices is not None
+    pool = call.state_indices.long()[active]
+    return {
+        name: tensor[active if name == "y" else pool] for name, tensor in call.outputs().items()
+    }
+
+
+def circle(name: str, tensor: Tensor) -> Tensor:
+    """An output in float32; angles as (cos, sin)."""
+    tensor = tensor.float()
+    return torch.stack((tensor.cos(), tensor.sin()), -1) if name == "state.phi" else tensor
 
 
 def choose_rows(call: Call, seed: int) -> Rows:

@@ -1,4 +1,4 @@
-"""Small hard cases beside each timed problem: same dims per head, dtypes and options, every row.
+"""Small hard cases beside each timed problem: same dims per head, dtypes and options.
 
 Kernels are specialised by the dims and dtypes that are kept; what is varied is what a kernel sees
 at run time: length, batch, heads, state, packing, and the regime of the values.

@@ -17,6 +17,8 @@ from .jobs import Entry, Settings
 # The measuring code itself: another gate or another timer is another measurement.
 MEASURING = (
     "buffers.py",
+    "ceilings.py",
+    "clocks.py",
     "gate.py",
     "gpu.py",
     "graphs.py",

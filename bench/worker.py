@@ -9,6 +9,7 @@ import faulthandler
 import json
 import signal
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from multiprocessing.connection import Connection
 from typing import Any
@@ -323,6 +324,7 @@ class Worker:
     ) -> None:
         index = one.solver.index
         row = blank_row(job.problem, left.pop(index), self.settings, self.environment)
+        resources = self._figures(one.solver, job.problem) if times is not None else []
         row = replace(
             row,
             status=one.verdict.status,
@@ -331,8 +333,19 @@ class Worker:
             errors=one.verdict.errors,
             compile_s=one.compile_s,
             times=times,
+            resources=resources,
         )
         self.parent.send(Done(index, row))
+
+    def _figures(self, solver: Solver, problem: Problem) -> list[dict[str, Any]]:
+        """What the compiler says of a timed kernel; nothing if it cannot be asked here."""
+        compiled = solver.implementation.resources
+        if compiled is None:
+            return []
+        self._tell(solver.index, "compile for its figures")
+        with suppress(Exception):  # a right result and its time stand without them
+            return [asdict(kernel) for kernel in compiled(problem, solver.config)]
+        return []
 
 
 def explain(error: Exception) -> tuple[Status, str]:

@@ -36,9 +36,18 @@ def make_call(
     device: torch.device | str = "cpu",
     regime: Regime = "typical",
 ) -> Call:
-    """Build the checked call of a problem from a seed; its problem equals the one given."""
-    rng = torch.Generator().manual_seed(seed)
-    inputs = _inputs(problem, rng, regime, torch.device(device))
+    """Build the checked call of a problem from a seed; its problem equals the one given.
+
+    On the device `meta` it has shapes alone, and nothing is drawn.
+    """
+    device = torch.device(device)
+    with torch.device("meta" if device.type == "meta" else "cpu"):
+        return _build(problem, seed, device, regime)
+
+
+def _build(problem: Problem, seed: int, device: torch.device, regime: Regime) -> Call:
+    rng = torch.Generator("cpu").manual_seed(seed)
+    inputs = _inputs(problem, rng, regime, device)
     params = _params(problem, rng).to(device)
     state = _state(problem, rng).to(device) if problem.has_state else None
     if problem.op == "decode":

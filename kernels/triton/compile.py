@@ -21,6 +21,12 @@ def compile_kernel(kernel: Any, *args: Any, **kwargs: Any) -> CompiledKernel:
     Tensors may lie on any device, `meta` included: their dtype and alignment count, not their data.
     kwargs holds constexprs and compiler options (num_warps, num_stages, maxnreg, ...).
     """
+    source, options = _source(kernel, *args, **kwargs)
+    return triton.compile(source, target=HOPPER, options=options)
+
+
+def _source(kernel: Any, *args: Any, **kwargs: Any) -> tuple[ASTSource, dict[str, Any]]:
+    """What a launch compiles, and the compiler's options."""
     if not isinstance(kernel, JITFunction):
         raise RuntimeError("TRITON_INTERPRET=1 is set: the interpreter compiles nothing")
     backend = make_backend(HOPPER)
@@ -29,16 +35,26 @@ def compile_kernel(kernel: Any, *args: Any, **kwargs: Any) -> CompiledKernel:
     parsed, signature, constants, attributes = kernel._pack_args(
         backend, kwargs, bound, specialization, options
     )
-    source = ASTSource(kernel, signature, constants, attributes)
-    return triton.compile(source, target=HOPPER, options=vars(parsed))
+    return ASTSource(kernel, signature, constants, attributes), vars(parsed)
+
+
+_known: dict[tuple[str, str], Resources] = {}  # the assembler's log is not in Triton's cache
 
 
 def resources(kernel: Any, *args: Any, **kwargs: Any) -> Resources:
     """Registers, spills and shared memory of one launch; arguments as for `compile_kernel`."""
+    source, options = _source(kernel, *args, **kwargs)
+    key = source.hash(), repr(sorted(options.items()))
+    if key not in _known:
+        _known[key] = _compile_with_log(source, options)
+    return _known[key]
+
+
+def _compile_with_log(source: ASTSource, options: dict[str, Any]) -> Resources:
     knobs = triton.knobs
     with knobs.nvidia.scope(), knobs.compilation.scope(), redirect_stdout(StringIO()) as log:
         knobs.nvidia.dump_ptxas_log = knobs.compilation.always_compile = True
-        compiled = compile_kernel(kernel, *args, **kwargs)
+        compiled = triton.compile(source, target=HOPPER, options=options)
     return Resources(
         kernel=compiled.metadata.name,
         registers=_number(r"Used (\d+) registers", log.getvalue()),

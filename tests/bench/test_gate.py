@@ -1,0 +1,231 @@
+"""The gate's own mathematics: norms, bounds, and whom it lets pass."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from mamba3_bench.bench import gate as gate_module
+from mamba3_bench.bench.gate import Gate, choose_rows, distance, within
+from mamba3_bench.bench.hard import hard_cases
+from mamba3_bench.bench.records import Error
+from mamba3_bench.kernels import registry
+from mamba3_bench.kernels.cases import REGIMES, make_call
+from mamba3_bench.kernels.problem import Options, Problem
+from mamba3_bench.kernels.torch.prefill import Config
+
+DTYPES = [torch.bfloat16, torch.float16, torch.float32, torch.float64]
+TYPICAL = ("z", "dt_bias", "b_norm", "c_norm", "b_bias", "c_bias", "d")
+PREFILL = Problem(
+    "prefill", 2, 150, 3, 1, 8, 16, 1, 4, torch.bfloat16, torch.float32,
+    optional=TYPICAL, has_state=True,
+)  # fmt: skip
+DECODE = replace(PREFILL, op="decode", L=1, B=3, pool=5)
+
+
+def run(call, chunk_size=None):
+    """A poisoned clone after the torch backend ran it."""
+    mine = call.clone()
+    mine.poison()
+    implementation = registry.get(call.problem.op, "torch")
+    config = (
+        Config(chunk_size) if chunk_size else implementation.default(call.problem, call.y.device)
+    )
+    implementation.run(mine, config)
+    return mine
+
+
+def wide(problem, dtype):
+    """The problem in another dtype, with a state that fits it."""
+    return replace(
+        problem, dtype=dtype, state_dtype=torch.float64 if dtype == torch.float64 else torch.float32
+    )
+
+
+def test_distance_by_hand():
+    """(3, 4) off by (0, 2) is 2/5 in L2 and 2 at most; a truth of zeros is compared absolutely."""
+    truth = torch.tensor([3.0, 4.0], dtype=torch.float64)
+    off = torch.tensor([0.0, -2.0], dtype=torch.float64)
+    assert distance(truth + off, truth) == (pytest.approx(0.4), 2.0)
+    assert distance(off, torch.zeros_like(truth)) == (2.0, 2.0)
+    assert distance(truth, truth) == (0.0, 0.0)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_nan_is_never_within(value):
+    """Neither a NaN in the result, nor one in both, nor an infinity."""
+    truth = torch.ones(4, dtype=torch.float64)
+    result = truth.clone()
+    result[2] = value
+    for against in (truth, result):
+        l2, largest = distance(result, against)
+        assert not within(Error(l2, 1e9, largest, 1e9)) or math.isinf(value)
+        assert not within(Error(l2, 1e9, 0.0, 1e9)) or against is truth
+    assert not within(Error(0.0, math.nan, 0.0, 1.0))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("regime", REGIMES)
+@pytest.mark.parametrize("chunk_size", [16, 128])
+def test_another_order_of_summation_passes(seed, dtype, regime, chunk_size):
+    """A right kernel that cuts its chunks elsewhere keeps a quarter of every bound free."""
+    call = make_call(wide(PREFILL, dtype), seed, regime=regime)
+    verdict = Gate(call, seed).judge(run(call, chunk_size))
+    assert (verdict.status, verdict.reason) == ("ok", "")
+    for name, error in verdict.errors.items():
+        assert error.l2 <= 0.75 * error.l2_bound, name
+        assert error.largest <= 0.75 * error.largest_bound, name
+
+
+@pytest.mark.parametrize("dtype", DTYPES[:3], ids=str)
+def test_tf32_and_16_bit_states_pass(seed, dtype):
+    """The other roundings that a problem can ask for."""
+    problems = [replace(PREFILL, dtype=dtype, state_dtype=torch.bfloat16)]
+    if dtype == torch.float32:
+        problems.append(replace(PREFILL, dtype=dtype, options=Options(matmul="tf32")))
+    for problem in problems:
+        call = make_call(problem, seed)
+        assert Gate(call, seed).judge(run(call, 32)).status == "ok"
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("problem", [PREFILL, DECODE], ids=lambda p: p.op)
+def test_three_times_the_yardsticks_error_fails(seed, dtype, problem):
+    """The same error in the same direction, times 3 beyond what rounding alone is granted."""
+    call = make_call(wide(problem, dtype), seed)
+    gate = Gate(call, seed)
+    right = run(call)
+    for name, truth in gate.truth.items():
+        if name == "state.phi":
+            continue
+        tensor = right.outputs()[name]
+        rows = (
+            slice(None) if call.state_indices is None or name == "y" else call.state_indices.long()
+        )
+        before = tensor.clone()
+        direction = torch.randn(truth.shape, generator=torch.Generator().manual_seed(seed))
+        direction *= float(truth.norm() / direction.norm())
+        l2_bound = gate.bounds[name][0]
+        for factor, status in ((1.5, "wrong"), (0.0, "ok")):
+            tensor[rows] = (before[rows].double() + factor * l2_bound * direction).to(tensor.dtype)
+            verdict = gate.judge(right)
+            assert verdict.status == status, (name, factor, verdict.reason)
+            assert (name in verdict.reason) == (factor > 0)
+        tensor.copy_(before)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_bounds_come_from_the_yardstick(seed, dtype):
+    """Twice its error and some units in the last place: 3 yardsticks are beyond, 1 is within."""
+    call = make_call(wide(PREFILL, dtype), seed)
+    gate = Gate(call, seed)
+    yardstick = gate.judge(run(call)).errors
+    for name, error in yardstick.items():
+        kept = {torch.bfloat16: torch.float32}.get(dtype, dtype) if name == "state.h" else dtype
+        kept = (
+            torch.promote_types(dtype, torch.float32) if name in ("state.h", "state.phi") else kept
+        )
+        K, reach = (2, 1.0) if kept.itemsize == 2 else (8, 2 * math.pi)
+        u = torch.finfo(kept).eps / 2 * reach
+        peak = float(gate.truth[name].abs().max())
+        assert error.l2_bound == pytest.approx(2 * error.l2 + math.sqrt(K) * u)
+        assert error.largest_bound == pytest.approx(2 * error.largest + K * u * peak)
+
+
+def test_angles_are_compared_on_the_circle(seed):
+    """Just below a whole turn is next to 0; half a turn is as far as can be."""
+    call = make_call(PREFILL, seed)
+    gate = Gate(call, seed)
+    for shift, status in (
+        (2 * math.pi, "ok"),
+        (-2 * math.pi, "ok"),
+        (math.pi, "wrong"),
+        (1e-3, "wrong"),
+    ):
+        moved = run(call)
+        moved.final.phi.add_(shift)
+        assert gate.judge(moved).status == status, shift
+
+
+@pytest.mark.parametrize(("off", "status"), [(0.03, "inaccurate"), (0.06, "wrong")])
+def test_rivals_may_be_inaccurate(seed, off, status):
+    """Up to 5 % in relative L2 on every output; nobody else, and not where an input was changed."""
+    call = make_call(PREFILL, seed)
+    gate = Gate(call, seed)
+    rival = run(call)
+    rival.y.mul_(1 + off)
+    assert gate.judge(rival, rival=True).status == status
+    assert gate.judge(rival).status == "wrong"
+    rival.params.d.add_(1)
+    assert gate.judge(rival, rival=True).status == "wrong"
+
+
+def test_rows_to_verify():
+    """First and last always, no more than the truth can hold, and others with another seed."""
+    problem = replace(PREFILL, B=9, H=64, P=32, N=64, S=16)
+    call = make_call(replace(problem, L=1), 0)
+    chosen = {seed: choose_rows(call, seed) for seed in range(4)}
+    for rows in chosen.values():
+        assert {0, 8} <= set(rows.batch)
+        assert {0, 63} <= set(rows.heads)
+        assert list(rows.heads) == sorted(set(rows.heads))
+        assert len(rows.batch) * len(rows.heads) * 32 * 64 <= gate_module.TRUTH_ELEMENTS["cpu"]
+    assert len({rows.heads for rows in chosen.values()}) > 1
+    assert choose_rows(call, 1) == chosen[1]
+    small = choose_rows(make_call(replace(problem, L=1, B=2, H=3), 0), 0)
+    assert (small.batch, small.heads) == ((0, 1), (0, 1, 2))
+
+
+@pytest.fixture
+def two_rows(monkeypatch):
+    """A truth that holds the first and the last batch row and head alone."""
+    monkeypatch.setitem(gate_module.TRUTH_ELEMENTS, "cpu", 1)
+
+
+@pytest.mark.parametrize("dtype", DTYPES[:3], ids=str)
+@pytest.mark.parametrize("problem", [replace(PREFILL, B=3, H=6), replace(DECODE, H=6)],
+                         ids=lambda p: p.op)  # fmt: skip
+def test_faults_outside_the_subset(two_rows, seed, dtype, problem):
+    """Where there is no truth, one wrong token, row or angle is still seen, and right ones pass."""
+    call = make_call(replace(problem, dtype=dtype), seed)
+    gate = Gate(call, seed)
+    assert gate.rows.heads == (0, 5)
+    assert len(gate.rows.batch) == 2
+    assert gate.judge(run(call, 32 if problem.op == "prefill" else None)).status == "ok"
+    row = 1 if call.state_indices is None else int(call.state_indices[1])
+    at = {"y": (1, -1, 3) if problem.op == "prefill" else (1, 3), "state.phi": (row, 3, 1),
+          "state.h": (row, 3, 2), "state.k": (row, 0, 3), "state.x": (row, 3)}  # fmt: skip
+    for name, index in at.items():
+        wrong = run(call)
+        vector = wrong.outputs()[name][index]
+        vector.copy_(vector + 1 if name == "state.phi" else -2 * vector)
+        verdict = gate.judge(wrong)
+        assert verdict.status == "wrong", name
+        assert verdict.reason.startswith(f"{name}: 1 of "), verdict.reason
+        assert verdict.reason.endswith("vectors are not those of the torch backend")
+
+
+@pytest.mark.parametrize("regime", REGIMES)
+@pytest.mark.parametrize("dtype", DTYPES[:3], ids=str)
+def test_right_kernels_are_far_from_gross_faults(two_rows, monkeypatch, seed, dtype, regime):
+    """Another chunk size would pass a limit 4 times as strict, in every regime and hard case."""
+    monkeypatch.setattr(gate_module, "GROSS", gate_module.GROSS / 4)
+    problem = replace(PREFILL, dtype=dtype, H=6)
+    calls = [make_call(problem, seed, regime=regime)]
+    calls += [case.call(seed, torch.device("cpu")) for case in hard_cases(problem)]
+    for call in calls:
+        verdict = Gate(call, seed).judge(run(call, 16))
+        assert (verdict.status, verdict.reason) == ("ok", "")
+
+
+def test_padding_is_not_judged(two_rows, seed):
+    """What a padding row's y holds is nobody's concern, and its pool row must stay."""
+    call = make_call(replace(DECODE, H=6), seed)
+    call.state_indices[1] = -1
+    gate = Gate(call, seed)
+    done = run(call)
+    assert done.y[1].isnan().all()
+    assert gate.judge(done).status == "ok"
+    done.final.h[next(r for r in range(5) if r not in call.state_indices.tolist())] = 0
+    assert gate.judge(done).reason.startswith("changed state.h of rows that are not in")

@@ -1,0 +1,121 @@
+"""Records: what a row may say, and a file that survives what writes it."""
+
+import json
+import math
+from dataclasses import replace
+
+import pytest
+
+from mamba3_bench.bench import records
+from mamba3_bench.bench.records import Error, Row, Samples, Times
+
+TIMES = Times("cuda", Samples(5.5, 5.25, 6.0, 40, 3), Samples(4.5, 4.0, 4.75, 40), None, 1755.0)
+
+
+def make_row(key="k", **fields):
+    """A right, timed row with something in every field."""
+    usual = {
+        "key": key, "op": "prefill", "backend": "triton", "status": "ok", "reason": "",
+        "problem": {"B": 2, "lengths": None, "optional": ["z"]}, "config": {"chunk": 64},
+        "seed": 3, "bytes": 10**12, "flops": 7, "environment": {"gpu": None, "copy": {"a": 1}},
+        "errors": {"y": Error(1e-3, 2e-3, 0.1, 0.3)}, "times": TIMES, "compile_s": 0.25,
+        "resources": [{"kernel": "prefill", "registers": 255}],
+    }  # fmt: skip
+    return Row(**{**usual, **fields})
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "deep" / "records.jsonl"
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        make_row(),
+        make_row(times=None),
+        make_row(times=Times("cpu", None, Samples(1.0, 1.0, 1.0, 5))),
+        make_row(status="wrong", reason="y: \n ü", times=None, errors={}),
+        make_row(status="inaccurate", reason="y is off"),
+    ],
+    ids=lambda row: row.status,
+)
+def test_round_trip(path, row):
+    """A row comes back from disk as it was, on one line, and appended to what is there."""
+    records.append(path, make_row("first"))
+    records.append(path, row)
+    assert records.read([path]) == [make_row("first"), row]
+    assert len(path.read_text().splitlines()) == 2
+
+
+def test_nan_survives(path):
+    """An error that is not a number is recorded as that, not as a null that reads as none."""
+    records.append(path, make_row(errors={"y": Error(math.nan, 1.0, math.inf, 1.0)}, times=None))
+    (row,) = records.read([path])
+    assert math.isnan(row.errors["y"].l2)
+    assert math.isinf(row.errors["y"].largest)
+
+
+@pytest.mark.parametrize("status", ["skipped", "compile-failed", "run-failed", "timeout", "wrong"])
+def test_no_time_without_a_right_result(status):
+    """Neither made, nor changed into, nor read from a file."""
+    with pytest.raises(ValueError, match=f"a {status} row cannot hold a time"):
+        make_row(status=status, reason="why")
+    with pytest.raises(ValueError, match="cannot hold a time"):
+        replace(make_row(), status=status, reason="why")
+    forged = json.loads(make_row().to_json()) | {"status": status, "reason": "why"}
+    with pytest.raises(ValueError, match="cannot hold a time"):
+        Row.from_json(json.dumps(forged))
+
+
+def test_status_and_reason():
+    """All but `ok` say why, and no status can be made up."""
+    with pytest.raises(ValueError, match="a timeout row needs a reason"):
+        make_row(status="timeout", reason="", times=None)
+    with pytest.raises(ValueError, match="a inaccurate row needs a reason"):
+        make_row(status="inaccurate", reason="")
+    with pytest.raises(ValueError, match=r"expected one of .*'ok'.*got 'fine'"):
+        make_row(status="fine")
+
+
+@pytest.mark.parametrize("kept", [1, 20, -2])
+def test_torn_last_line(path, kept):
+    """A crash in the middle of a line loses that row alone, and the next append cuts it off."""
+    for key in ("a", "b"):
+        records.append(path, make_row(key))
+    whole = path.read_bytes()
+    end_of_first = whole.index(b"\n") + 1
+    path.write_bytes(whole[: end_of_first + kept] if kept > 0 else whole[:kept])
+    assert [row.key for row in records.read([path])] == ["a"]
+    records.append(path, make_row("c"))
+    assert [row.key for row in records.read([path])] == ["a", "c"]
+    assert path.read_bytes().count(b"\n") == 2
+
+
+def test_last_line_without_its_newline(path):
+    """Only the newline was lost: the row counts, and the next one begins a line of its own."""
+    for key in ("a", "b"):
+        records.append(path, make_row(key))
+    path.write_bytes(path.read_bytes()[:-1])
+    assert [row.key for row in records.read([path])] == ["a", "b"]
+    records.append(path, make_row("c"))
+    assert [row.key for row in records.read([path])] == ["a", "b", "c"]
+
+
+def test_a_torn_line_longer_than_a_block(path):
+    """The search for its beginning goes back as far as it must."""
+    records.append(path, make_row("a"))
+    with path.open("ab") as file:
+        file.write(b'{"key": "' + b"x" * 200_000)
+    records.append(path, make_row("c"))
+    assert [row.key for row in records.read([path])] == ["a", "c"]
+
+
+def test_a_broken_line_inside_is_an_error(path):
+    """That is no crash's doing: file and line are named, and nothing is skipped silently."""
+    for key in ("a", "b"):
+        records.append(path, make_row(key))
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(lines[0] + b"{}\n" + lines[1])
+    with pytest.raises(ValueError, match=r"records\.jsonl:2: not a record"):
+        records.read([path])
