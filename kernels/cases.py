@@ -1,9 +1,7 @@
 """Inputs from a seed: a call with realistic or hard values for any problem.
 
-Values are drawn on the CPU in float32 and then rounded, so that a worker, a test and a report's
-reader
-build identical tensors. The inputs are slices of one wide projection output, as a layer hands them
-over.
+Values are drawn in float32 and then rounded, the same bits on every machine (`draws.py`). The
+inputs are slices of one wide projection output, as a layer hands them over.
 """
 
 import math
@@ -13,8 +11,9 @@ import torch
 from torch import Tensor
 
 from .call import Call
+from .draws import Draws
 from .ops import decode_call, prefill_call
-from .problem import Problem
+from .problem import Options, Problem
 from .tensors import Inputs, Params, State
 
 Regime = Literal["typical", "strong_decay", "weak_decay", "large_angles"]
@@ -41,18 +40,13 @@ def make_call(
     On the device `meta` it has shapes alone, and nothing is drawn.
     """
     device = torch.device(device)
-    with torch.device("meta" if device.type == "meta" else "cpu"):
-        return _build(problem, seed, device, regime)
-
-
-def _build(problem: Problem, seed: int, device: torch.device, regime: Regime) -> Call:
-    rng = torch.Generator("cpu").manual_seed(seed)
-    inputs = _inputs(problem, rng, regime, device)
-    params = _params(problem, rng).to(device)
-    state = _state(problem, rng).to(device) if problem.has_state else None
+    draws = Draws(seed, device)
+    inputs = _inputs(problem, draws, regime)
+    params = _params(problem, draws)
+    state = _state(problem, draws) if problem.has_state else None
     if problem.op == "decode":
         assert state is not None
-        call = decode_call(inputs, params, state, _indices(problem, rng, device), problem.options)
+        call = decode_call(inputs, params, state, _indices(problem, draws), problem.options)
     else:
         cu_seqlens = None
         if problem.lengths is not None:
@@ -63,9 +57,8 @@ def _build(problem: Problem, seed: int, device: torch.device, regime: Regime) ->
     return call
 
 
-def _inputs(p: Problem, rng: torch.Generator, regime: Regime, device: torch.device) -> Inputs:
+def _inputs(p: Problem, draws: Draws, regime: Regime) -> Inputs:
     """Slices of one (B, L, width) projection output, in the official order."""
-    dt_centre, a_centre, theta_scale = CENTRES[regime]
     theta_heads = (p.H,) if p.theta_per_head else ()
     shapes: dict[str, tuple[int, ...]] = {
         "z": (p.H, p.P),
@@ -83,25 +76,12 @@ def _inputs(p: Problem, rng: torch.Generator, regime: Regime, device: torch.devi
     widths = [math.prod(shape) for shape in shapes.values()]
     # every slice starts on 16 bytes, as in a layer whose widths are multiples of 8
     padded = [(width + 15) // 16 * 16 for width in widths]
-    wide = torch.empty(*lead, sum(padded), dtype=p.dtype)
+    wide = torch.empty(*lead, sum(padded), dtype=p.dtype, device=draws.device)
     columns = torch.split(wide, padded, dim=-1)
     for (name, shape), width, column in zip(shapes.items(), widths, columns, strict=True):
-        value = torch.randn(*lead, *shape, generator=rng)
-        if name == "dt":
-            value = value + dt_centre
-            value = torch.nn.functional.softplus(value) if p.options.step == "activated" else value
-        elif name == "a":
-            value = value + a_centre
-            value = -0.02 * value.exp() if p.options.decay == "log_decay" else value
-        elif name == "lam":
-            value = 2 * value
-        elif name == "theta":
-            value = theta_scale * value
-        elif name in ("b", "c") and p.options.norm == "normalised":
-            value = value * (value.square().mean(-1, keepdim=True) + 1e-5).rsqrt()
+        value = _activated(name, _raw(name, draws.normal(*lead, *shape), regime), p.options)
         column[..., :width] = value.flatten(len(lead)).to(p.dtype)
         column[..., width:] = torch.nan  # nobody may read the gap
-    wide = wide.to(device)
     slices = dict(zip(shapes, torch.split(wide, padded, dim=-1), strict=True))
     return Inputs(
         **{
@@ -111,7 +91,27 @@ def _inputs(p: Problem, rng: torch.Generator, regime: Regime, device: torch.devi
     )
 
 
-def _params(p: Problem, rng: torch.Generator) -> Params:
+def _raw(name: str, value: Tensor, regime: Regime) -> Tensor:
+    """Standard normal numbers -> the raw input of a name in a regime."""
+    dt_centre, a_centre, theta_scale = CENTRES[regime]
+    centre = {"dt": dt_centre, "a": a_centre}.get(name, 0.0)
+    return value * {"lam": 2.0, "theta": theta_scale}.get(name, 1.0) + centre
+
+
+def _activated(name: str, value: Tensor, options: Options) -> Tensor:
+    """What the options say comes activated already; computed on the CPU, alike everywhere."""
+    kinds = {"dt": options.step, "a": options.decay, "b": options.norm, "c": options.norm}
+    if kinds.get(name) not in ("activated", "log_decay", "normalised") or value.is_meta:
+        return value
+    value = value.cpu()
+    if name == "dt":
+        return torch.nn.functional.softplus(value)
+    if name == "a":
+        return -0.02 * value.exp()
+    return value * (value.square().mean(-1, keepdim=True) + 1e-5).rsqrt()
+
+
+def _params(p: Problem, draws: Draws) -> Params:
     """Parameters near their initial values: norms and biases about 1, ranks about 1/R."""
     shapes: dict[str, tuple[tuple[int, ...], float, float]] = {  # shape, mean, spread
         "dt_bias": ((p.H,), 0.0, 0.5),
@@ -128,32 +128,25 @@ def _params(p: Problem, rng: torch.Generator) -> Params:
     dtype = torch.float64 if p.dtype == torch.float64 else torch.float32
     present = {}
     for name, (shape, mean, spread) in shapes.items():
-        value = mean + spread * torch.randn(
-            shape, generator=rng
-        )  # drawn even if absent: seeds stay aligned
+        value = mean + spread * draws.normal(*shape)  # drawn even if absent: seeds stay aligned
         if name in p.optional:
             present[name] = value.to(dtype)
     return Params(**present)
 
 
-def _state(p: Problem, rng: torch.Generator) -> State:
+def _state(p: Problem, draws: Draws) -> State:
     """A state as a previous prefill could have left it."""
     wide = torch.float64 if p.dtype == torch.float64 else torch.float32
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=rng)
-
     return State(
-        phi=(torch.rand(p.sequences, p.H, p.S, generator=rng) * 2 * math.pi).to(wide),
-        h=(0.5 * normal(p.sequences, p.H, p.P, p.N)).to(p.state_dtype),
-        k=normal(p.sequences, p.R, p.H, p.N).to(p.dtype),
-        x=normal(p.sequences, p.H, p.P).to(p.dtype),
+        phi=(draws.uniform(p.sequences, p.H, p.S) * 2 * math.pi).to(wide),
+        h=(0.5 * draws.normal(p.sequences, p.H, p.P, p.N)).to(p.state_dtype),
+        k=draws.normal(p.sequences, p.R, p.H, p.N).to(p.dtype),
+        x=draws.normal(p.sequences, p.H, p.P).to(p.dtype),
     )
 
 
-def _indices(p: Problem, rng: torch.Generator, device: torch.device | str) -> Tensor | None:
+def _indices(p: Problem, draws: Draws) -> Tensor | None:
     """Distinct pool rows in random order; None without a pool."""
     if p.pool is None:
         return None
-    rows = torch.randperm(p.pool, generator=rng)[: p.B]
-    return rows.to(device=device, dtype=torch.int32)
+    return draws.permutation(p.pool)[: p.B].to(device=draws.device, dtype=torch.int32)
