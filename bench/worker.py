@@ -234,7 +234,7 @@ class Worker:
         raise NotRun("skipped", f"config {entry.config} is not legal for this problem here")
 
     def _gated(self, solver: Solver, gate: Gate) -> Passed:
-        """Gate a solver on the problem itself, and one of ours on the hard cases that go with it."""
+        """Gate a solver on the problem and, unless it is a rival, on the hard cases."""
         verdict, seconds = self._judged(solver, gate)
         if verdict.status == "wrong":
             raise NotRun("wrong", verdict.reason)

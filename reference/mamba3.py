@@ -146,38 +146,42 @@ def recur(
     h_t   = alpha_t h_{t-1} + beta_t sum_r x_{t-1,r} k_{t-1,r}^T + gamma_t sum_r x_t,r k_t,r^T
     y_t,r = h_t q_t,r + d x_t,r
     """
-    R, H = tokens.b.shape[2], tokens.b.shape[3]
-    scale = 1.0 if mimo_x is None else mimo_x.double().transpose(0, 1)  # (R, H, P)
-    skip = 0.0 if d is None else d.double().view(H, 1)
-    phi, h, k_prev = state.phi.double(), state.h.double(), state.k.double()
-    x_prev = state.x.double()
-    y = []
-    for t in range(tokens.x.shape[1]):
-        step, lam = tokens.step[:, t], tokens.lam[:, t]  # (B, H)
-        phi = (phi + step[..., None] * tokens.theta[:, t]).remainder(2 * math.pi)
-        k = rotate(tokens.b[:, t], phi.unsqueeze(1), pairing)  # (B, R, H, N)
-        q = rotate(tokens.c[:, t], phi.unsqueeze(1), pairing)
-        x = tokens.x[:, t]  # (B, H, P)
+    L, R, H = tokens.x.shape[1], *tokens.b.shape[2:4]
+    if L == 0:
+        return tokens.x.unsqueeze(2).expand(-1, -1, R, -1, -1), state
+    turned = tokens.step.unsqueeze(-1) * tokens.theta  # (B, L, H, S)
+    phi, angles = state.phi.double(), []
+    for t in range(L):
+        phi = (phi + turned[:, t]).remainder(2 * math.pi)
+        angles.append(phi)
+    phis = torch.stack(angles, 1).unsqueeze(2)  # (B, L, 1, H, S)
 
-        alpha = tokens.log_decay[:, t].exp()
-        beta, gamma = (1 - lam) * step * alpha, lam * step
-        before = outer(x_prev, k_prev, scale, R)  # (B, H, P, N)
-        h = per_head(alpha) * h + per_head(beta) * before + per_head(gamma) * outer(x, k, scale, R)
-        y.append(torch.einsum("bhpn,brhn->brhp", h, q) + skip * x.unsqueeze(1) * scale)
-        k_prev, x_prev = k, x
-    empty = tokens.x.new_zeros(tokens.x.shape[0], 0, R, *tokens.x.shape[2:])
-    return torch.stack(y, 1) if y else empty, State(phi, h, k_prev, x_prev)
+    k = rotate(tokens.b, phis, pairing)  # (B, L, R, H, N)
+    q = rotate(tokens.c, phis, pairing).permute(1, 0, 3, 4, 2).contiguous()  # (L, B, H, N, R)
+    alpha = tokens.log_decay.exp()  # (B, L, H)
+    beta, gamma = (1 - tokens.lam) * tokens.step * alpha, tokens.lam * tokens.step
+    k_before = torch.cat((state.k.double().unsqueeze(1), k[:, :-1]), 1)
+    x_before = torch.cat((state.x.double().unsqueeze(1), tokens.x[:, :-1]), 1)
+    # beta_t sum_r x_{t-1,r} k_{t-1,r}^T + gamma_t sum_r x_t,r k_t,r^T is one product over 2R terms
+    x_terms = (beta.unsqueeze(-1) * x_before, gamma.unsqueeze(-1) * tokens.x)
+    left = torch.cat([per_rank(x, R, mimo_x) for x in x_terms], -1)  # (B, L, H, P, 2R)
+    left = left.movedim(1, 0).contiguous()
+    right = torch.cat((k_before, k), 2).permute(1, 0, 3, 2, 4).contiguous()  # (L, B, H, 2R, N)
+    decay = alpha.movedim(1, 0)[..., None, None]
+
+    h, y = state.h.double(), []
+    for t in range(L):
+        h = decay[t] * h + left[t] @ right[t]  # (B, H, P, N)
+        y.append(h @ q[t])  # (B, H, P, R)
+    skip = 0.0 if d is None else d.double().view(H, 1, 1) * per_rank(tokens.x, R, mimo_x)
+    out = (torch.stack(y, 1) + skip).permute(0, 1, 4, 2, 3)
+    return out, State(phi, h, k[:, -1], tokens.x[:, -1])
 
 
-def outer(x: Tensor, k: Tensor, scale: Tensor | float, R: int) -> Tensor:
-    """sum_r x_r k_r^T with x_r = scale_r x: x (B, H, P), k (B, R, H, N) -> (B, H, P, N)."""
-    x_r = x.unsqueeze(1).expand(-1, R, -1, -1) * scale
-    return torch.einsum("brhp,brhn->bhpn", x_r, k)
-
-
-def per_head(v: Tensor) -> Tensor:
-    """(B, H) -> (B, H, 1, 1), to scale a state."""
-    return v[..., None, None]
+def per_rank(x: Tensor, R: int, mimo_x: Tensor | None) -> Tensor:
+    """x_r = x mimo_x_r, ranks last: (B, L, H, P) -> (B, L, H, P, R)."""
+    x = x.unsqueeze(-1)
+    return x.expand(*x.shape[:-1], R) if mimo_x is None else x * mimo_x.double().transpose(1, 2)
 
 
 def reduce_ranks(

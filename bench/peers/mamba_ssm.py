@@ -3,7 +3,8 @@
 It takes what its layer computes before it in PyTorch: normalised b and c, activated step sizes and
 formed decays. So it is offered for those options alone, and the times of both sides leave that out.
 The adapter adds the float32 step sizes and decays in (B, H, L) that the kernel asks for, as its
-layer does. It keeps accumulated angles in bfloat16, hence `rival`.
+layer does, and a copy of its results into the call's tensors: bytes of y and h at the copy rate.
+It keeps accumulated angles in bfloat16, hence `rival`.
 """
 
 import torch
@@ -32,7 +33,7 @@ def supports(problem: Problem, device: torch.device) -> str | None:
 
 @implements("prefill", "mamba_ssm", supports=supports, rival=True)
 def prefill(call: Call, config: Config) -> None:
-    """Run the kernel; its own output tensors take the place of the call's, without a copy."""
+    """Run the kernel and copy its results."""
     inputs, params = call.inputs, call.params
     assert params.b_bias is not None
     assert params.c_bias is not None
@@ -52,8 +53,8 @@ def prefill(call: Call, config: Config) -> None:
             Z=inputs.z,
             return_final_states=True,
         )
-    call.y.set_(y)
-    call.final.h.set_(h)
+    call.y.copy_(y)
+    call.final.h.copy_(h)
     call.final.phi.copy_(phi)
     call.final.k.copy_(k.unsqueeze(1))
     call.final.x.copy_(x)
