@@ -43,6 +43,7 @@ def environment(device: torch.device, *, interpreted: bool = False) -> dict[str,
         "packages": package_versions(),
         "cpu": cpu_name(),
         "cpu_count": os.cpu_count(),
+        "threads": torch.get_num_threads(),
         "version": __version__,
         "interpreted": interpreted,
         **source_state(),
@@ -62,7 +63,9 @@ def environment(device: torch.device, *, interpreted: bool = False) -> dict[str,
 def identity(found: dict[str, Any]) -> dict[str, Any]:
     """The part of an environment that a record's key depends on."""
     part = {name: found.get(name) for name in IDENTITY}
-    return part if part["gpu"] else part | {"cpu": found.get("cpu")}
+    return (
+        part if part["gpu"] else part | {"cpu": found.get("cpu"), "threads": found.get("threads")}
+    )
 
 
 @cache

@@ -16,6 +16,7 @@ from ..kernels import registry
 from . import doctor, show
 from .grid import Axes, problems
 from .jobs import Entry, Job, Kind, Settings
+from .records import Row
 from .report import write_report
 from .runner import Outcome
 from .session import (
@@ -66,9 +67,10 @@ def tour(page: Console, arguments: argparse.Namespace, given: Sequence[str]) -> 
 
 def steps(device: torch.device) -> list[tuple[str, Kind, list[Job]]]:
     """Title, kind and jobs of each step."""
-    typical = [
-        problem for op in ("prefill", "decode") for problem in problems(Axes(op=op, dtype=EVERY))
-    ]
+    # tf32 is left out for decode: it has no large products, and compiles to the same as fp32
+    typical = problems(Axes(dtype=EVERY)) + problems(
+        Axes(op="decode", dtype=("bf16", "fp16", "fp32"), rank=(1, 4))
+    )
     compiled = [
         job
         for problem in typical
@@ -114,9 +116,21 @@ def summary(page: Console, device: torch.device, outcomes: Sequence[Outcome]) ->
             "interpreter, whose time means nothing.",
             soft_wrap=True,
         )
+    for line in not_checked(rows):
+        page.print(f"Not checked: {escape(line)}", highlight=False, soft_wrap=True)
+    return exit_code(rows)
+
+
+def not_checked(rows: Sequence[Row]) -> list[str]:
+    """Who ran nothing, or refused something, and why; each said once."""
+    found = [
+        f"{row.op} by {row.backend}, R = {row.problem['R']}: {row.reason}"
+        for row in rows
+        if row.status == "skipped" and not row.resources
+    ]
     for op in ("prefill", "decode"):
         for backend in registry.backends(op):
             reason = registry.unavailable(op, backend)
             if reason is not None:
-                page.print(f"Not checked: {op} by {backend}: {escape(reason)}", soft_wrap=True)
-    return exit_code(rows)
+                found.append(f"{op} by {backend}: {reason}")
+    return list(dict.fromkeys(found))

@@ -60,13 +60,15 @@ class Outcome:
 
     rows: list[Row] = field(default_factory=list)  # made by this run
     recorded: list[Row] = field(default_factory=list)  # asked for, and found in the record file
+    asked: list[str] = field(default_factory=list)  # keys, in the order asked for
     interrupted: bool = False
     left: int = 0  # entries not done, after an interrupt
 
     @property
     def all(self) -> list[Row]:
-        """Every row that answers what was asked for."""
-        return self.recorded + self.rows
+        """Every row that answers what was asked for, in that order."""
+        place = {key: i for i, key in enumerate(self.asked)}
+        return sorted(self.recorded + self.rows, key=lambda row: place[row.key])
 
 
 @dataclass(slots=True)
@@ -148,6 +150,7 @@ class Runner:
             fresh = []
             for entry in job.entries:
                 entry = replace(entry, key=key(job.problem, entry, self.settings, environment))
+                self.outcome.asked.append(entry.key)
                 row = known.get(entry.key)
                 if row is None or (self.retry and row.status in FAILED):
                     fresh.append(entry)

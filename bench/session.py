@@ -77,16 +77,18 @@ def perform(
 
 
 def make_slots(device: torch.device, kind: Kind) -> list[Slot]:
-    """One slot per visible GPU. On a CPU one to time, or several that share its cores to check."""
+    """One slot per visible GPU. On a CPU one to time, or one per core to check.
+
+    There each has one thread, or OMP_NUM_THREADS of them: on a busy machine, the threads of one
+    small operation wait for each other a hundred times longer than they work.
+    """
     if device.type == "cuda" and kind != "resources":
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         count = torch.cuda.device_count()
         names = visible.split(",")[:count] if visible else [str(i) for i in range(count)]
         return [Slot("cuda:0", {"CUDA_VISIBLE_DEVICES": name}) for name in names]
-    if kind == "sweep":
-        return [Slot("cpu")]
-    workers = min(len(os.sched_getaffinity(0)), 4)
-    return [Slot("cpu", {"OMP_NUM_THREADS": "1"})] * workers
+    slot = Slot("cpu", {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")})
+    return [slot] * (1 if kind == "sweep" else min(len(os.sched_getaffinity(0)), 4))
 
 
 def conclude(page: Console, outcome: Outcome, path: Path | None) -> int:

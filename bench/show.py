@@ -2,10 +2,10 @@
 
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -16,6 +16,21 @@ from .runner import Slot
 
 COLOURS = {"ok": "green", "inaccurate": "yellow", "skipped": "dim", "wrong": "bold red"}
 SHORT = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32", "float64": "fp64"}
+OPTIONS = {  # of a problem, by the name of their column
+    "pairing": "option.pairing",
+    "decay": "option.decay",
+    "step": "option.step",
+    "norm": "option.norm",
+    "carried": "has_state",
+}
+FIGURES = {  # of a compiled kernel, in the same way
+    "registers": "registers",
+    "spills B": "spills",
+    "shared B": "shared",
+    "threads": "threads",
+}
+FOLDED = ("reason", "config")
+TEXT = ("op", "dtype", "h", "backend", "status", "kernel", *OPTIONS)
 WIDE = 132  # columns where there is no terminal to ask
 
 
@@ -74,16 +89,20 @@ class Watch:
             name = problem_name(row.problem)
             self.page.print(
                 f"[{self.done}/{self.total}, {left:.0f} s left] {row.backend} {name}: "
-                f"{row.status}{_aside(row)}",
+                + _outcome(row),
                 markup=False,
                 highlight=False,
                 soft_wrap=True,
             )
 
 
-def _aside(row: Row) -> str:
+def _outcome(row: Row) -> str:
     main = headline(row)
-    return f" {main.median:.4g} us" if main else f" ({row.reason})" if row.reason else ""
+    if main:
+        return f"{row.status} {_microseconds(main.median)} us"
+    if row.resources:
+        return f"compiled in {row.compile_s:.1f} s, {_config(row)}"
+    return f"{row.status} ({row.reason})" if row.reason else row.status
 
 
 def headline(row: Row) -> Samples | None:
@@ -107,53 +126,86 @@ def problem_name(problem: dict[str, Any]) -> str:
     )
 
 
-def results_table(rows: Iterable[Row]) -> Table:
-    """One line per row: status, times, share of the copy rate, and error against its bound."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("problem", "backend", "status"):
-        table.add_column(name)
-    for name in ("cold us", "warm us", "host us", "GB/s", "of copy", "error/bound"):
-        table.add_column(name, justify="right")
-    table.add_column("reason", overflow="fold")
-    for row in rows:
-        colour = COLOURS.get(row.status, "red")
-        kinds = (row.times.cold, row.times.warm, row.times.host) if row.times else (None,) * 3
-        table.add_row(
-            problem_name(row.problem),
-            row.backend,
-            f"[{colour}]{row.status}[/]",
-            *map(_median, kinds),
-            *_rates(row),
-            _worst(row),
-            escape(row.reason),
-        )
-    return table
+def results_table(rows: Sequence[Row]) -> RenderableType:
+    """One line per row: status, times, share of the copy rate, and error against its bound.
+
+    What is the same in every row is told below the table; what no row has is left out.
+    """
+    return _table([_problem(row) | _result(row) for row in rows], keep=("backend", "status"))
 
 
-def resources_table(rows: Iterable[Row]) -> Table:
-    """One line per compiled kernel of each config."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("backend", "problem", "config", "kernel"):
-        table.add_column(name)
-    for name in ("registers", "spills B", "shared B", "threads"):
-        table.add_column(name, justify="right")
+def resources_table(rows: Sequence[Row]) -> RenderableType:
+    """One line per compiled kernel of each config, in the same manner."""
+    lines = []
     for row in rows:
-        config = " ".join(f"{k}={v}" for k, v in row.config.items())
-        for kernel in row.resources:
-            figures = (kernel[k] for k in ("registers", "spills", "shared", "threads"))
-            table.add_row(
-                row.backend, problem_name(row.problem), config, kernel["kernel"],
-                *(str(figure) for figure in figures),
-            )  # fmt: skip
+        known = _problem(row) | {"config": _config(row)}
         if not row.resources:
-            table.add_row(
-                row.backend, problem_name(row.problem), config, f"[red]{escape(row.reason)}"
-            )
-    return table
+            lines.append(known | {"reason": f"[red]{escape(row.reason)}"})
+        for kernel in row.resources:
+            figures = {name: str(kernel[key]) for name, key in FIGURES.items()}
+            lines.append(known | {"kernel": kernel["kernel"]} | figures)
+            known = {}  # said once for all kernels of a config
+    return _table(lines, keep=("kernel", *FIGURES))
+
+
+def _table(lines: Sequence[dict[str, str]], keep: Sequence[str]) -> RenderableType:
+    """A table of some lines; columns that are empty are left out, constant ones told below it."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    shown, same = [], []
+    for name in dict.fromkeys(name for line in lines for name in line):
+        values = {line[name] for line in lines if name in line}
+        if values == {""}:
+            continue
+        if len(values) == 1 and len(lines) > 1 and name not in (*keep, "reason"):
+            same.append(f"{name} {values.pop()}")
+            continue
+        shown.append(name)
+        if name in FOLDED:
+            table.add_column(name, overflow="fold")
+        else:
+            table.add_column(name, justify="left" if name in TEXT else "right", no_wrap=True)
+    for line in lines:
+        table.add_row(*(line.get(name, "") for name in shown))
+    return Group(table, f"[dim]in every row: {', '.join(same)}[/]") if same else table
+
+
+def _problem(row: Row) -> dict[str, str]:
+    """What tells one problem from another, each in its column."""
+    problem = row.problem
+    dims = {dim: str(problem[dim]) for dim in ("B", "L", "H", "G", "P", "N", "R", "S")}
+    if row.op == "decode":
+        dims["L"] = ""
+    options = {name: str(problem[key]) for name, key in OPTIONS.items()}
+    options["carried"] = "yes" if problem["has_state"] else "no"
+    start = {"op": row.op, "dtype": dtype_of(problem), "h": SHORT[problem["state_dtype"]]}
+    return start | dims | options | {"backend": row.backend}
+
+
+def _result(row: Row) -> dict[str, str]:
+    colour = COLOURS.get(row.status, "red")
+    kinds = (row.times.cold, row.times.warm, row.times.host) if row.times else (None,) * 3
+    rate, share = _rates(row)
+    return {
+        "status": f"[{colour}]{row.status}[/]",
+        **dict(zip(("cold us", "warm us", "host us"), map(_median, kinds), strict=True)),
+        "GB/s": rate,
+        "of copy": share,
+        "error/bound": _worst(row),
+        "reason": escape(row.reason),
+    }
+
+
+def _config(row: Row) -> str:
+    return " ".join(f"{name}={value}" for name, value in row.config.items())
 
 
 def _median(samples: Samples | None) -> str:
-    return "" if samples is None else f"{samples.median:.4g}"
+    return "" if samples is None else _microseconds(samples.median)
+
+
+def _microseconds(value: float) -> str:
+    """Four digits; all of a large number's, and no exponent."""
+    return f"{value:.4g}" if value < 10_000 else f"{value:.0f}"
 
 
 def _rates(row: Row) -> tuple[str, str]:

@@ -178,7 +178,7 @@ class Worker:
         timed = []
         for one in passed:
             implementation = one.solver.implementation
-            if gpu is None and implementation.backend in registry.INTERPRETERS:
+            if self._interpreted(one.solver):
                 self._done(job, left, one, reason="not timed: it ran through its interpreter")
                 continue
             self._tell(one.solver.index, "capture in a graph")
@@ -272,6 +272,8 @@ class Worker:
         verdict = gate.judge(call, rival=rival)
         if verdict.status == "wrong":
             return verdict, 0.0
+        if self._interpreted(solver):  # one operation after the other: it cannot differ
+            return verdict, 0.0
         again = gate.pristine.clone()
         second_s = self._run(solver, again)
         if solver.implementation.deterministic:
@@ -283,6 +285,9 @@ class Worker:
             second = gate.judge(again, rival=rival)
             verdict = second if second.status != "ok" else verdict
         return verdict, max(first_s - second_s, 0.0)
+
+    def _interpreted(self, solver: Solver) -> bool:
+        return self.gpu is None and solver.implementation.backend in registry.INTERPRETERS
 
     def _run(self, solver: Solver, call: Call) -> float:
         """Poison, run and wait; returns the seconds of the run."""

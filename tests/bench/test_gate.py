@@ -60,22 +60,22 @@ def test_nan_is_never_within(value):
     result[2] = value
     for against in (truth, result):
         l2, largest = distance(result, against)
-        assert not within(Error(l2, 1e9, largest, 1e9)) or math.isinf(value)
-        assert not within(Error(l2, 1e9, 0.0, 1e9)) or against is truth
+        assert not within(Error(l2, 1e9, 0.0, 1e9))
+        assert not within(Error(0.0, 1e9, largest, 1e9))
     assert not within(Error(0.0, math.nan, 0.0, 1.0))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("regime", REGIMES)
-@pytest.mark.parametrize("chunk_size", [16, 128])
+@pytest.mark.parametrize("chunk_size", [16, 32])
 def test_another_order_of_summation_passes(seed, dtype, regime, chunk_size):
-    """A right kernel that cuts its chunks elsewhere keeps a quarter of every bound free."""
+    """A right kernel that cuts its chunks elsewhere keeps a tenth of every bound free."""
     call = make_call(wide(PREFILL, dtype), seed, regime=regime)
     verdict = Gate(call, seed).judge(run(call, chunk_size))
     assert (verdict.status, verdict.reason) == ("ok", "")
     for name, error in verdict.errors.items():
-        assert error.l2 <= 0.75 * error.l2_bound, name
-        assert error.largest <= 0.75 * error.largest_bound, name
+        assert error.l2 <= 0.9 * error.l2_bound, name
+        assert error.largest <= 0.9 * error.largest_bound, name
 
 
 @pytest.mark.parametrize("dtype", DTYPES[:3], ids=str)
@@ -115,22 +115,29 @@ def test_three_times_the_yardsticks_error_fails(seed, dtype, problem):
         tensor.copy_(before)
 
 
+# u of each dtype's outputs in L2, and at the worst element: 2 roundings of 16 bits; else 8 of
+# float32 or float64, which the angles' 2 pi makes larger
+UNITS = {
+    torch.bfloat16: (2**0.5 * 2**-8, 2 * 2**-8),
+    torch.float16: (2**0.5 * 2**-11, 2 * 2**-11),
+    torch.float32: (8**0.5 * 2 * math.pi * 2**-24, 8 * 2 * math.pi * 2**-24),
+    torch.float64: (8**0.5 * 2 * math.pi * 2**-53, 8 * 2 * math.pi * 2**-53),
+}
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_bounds_come_from_the_yardstick(seed, dtype):
-    """Twice its error and some units in the last place: 3 yardsticks are beyond, 1 is within."""
+def test_bounds_by_hand(seed, dtype):
+    """Twice the yardstick's error, and some units in the last place of the output's own dtype."""
     call = make_call(wide(PREFILL, dtype), seed)
     gate = Gate(call, seed)
-    yardstick = gate.judge(run(call)).errors
-    for name, error in yardstick.items():
-        kept = {torch.bfloat16: torch.float32}.get(dtype, dtype) if name == "state.h" else dtype
-        kept = (
-            torch.promote_types(dtype, torch.float32) if name in ("state.h", "state.phi") else kept
-        )
-        K, reach = (2, 1.0) if kept.itemsize == 2 else (8, 2 * math.pi)
-        u = torch.finfo(kept).eps / 2 * reach
-        peak = float(gate.truth[name].abs().max())
-        assert error.l2_bound == pytest.approx(2 * error.l2 + math.sqrt(K) * u)
-        assert error.largest_bound == pytest.approx(2 * error.largest + K * u * peak)
+    yardstick = run(call.take(gate.rows)).results()
+    for name, tensor in call.outputs().items():
+        l2, largest = distance(yardstick[name], gate.truth[name])
+        l2_unit, unit = UNITS[tensor.dtype]
+        if name == "state.h":  # float32, of 16-bit operands
+            unit = max(unit, 2 * torch.finfo(dtype).eps / 2)
+        expected = (2 * l2 + l2_unit, 2 * largest + unit * float(gate.truth[name].abs().max()))
+        assert gate.bounds[name] == pytest.approx(expected), name
 
 
 def test_angles_are_compared_on_the_circle(seed):
