@@ -35,7 +35,7 @@ GPU = {
 CPU = {"gpu": None, "python": "3.11.7", "packages": {"torch": "2.13.0"}, "date": "2026-01-02"}
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_row() -> MakeRow:
     """A function from what a test cares about to a row; each row gets a key of its own."""
     made = 0
@@ -100,12 +100,12 @@ def make_row() -> MakeRow:
     return make
 
 
-@pytest.fixture
-def record(tmp_path: Path) -> Callable[[list[Row]], Path]:
+@pytest.fixture(scope="session")
+def record(tmp_path_factory: pytest.TempPathFactory) -> Callable[[list[Row]], Path]:
     """A function that writes rows as a run does; returns the file."""
 
     def write(rows: list[Row]) -> Path:
-        path = tmp_path / "records.jsonl"
+        path = tmp_path_factory.mktemp("run") / "records.jsonl"
         path.touch()
         for row in rows:
             append(path, row)
