@@ -9,7 +9,7 @@ from ..bench.records import Row
 from .frame import device
 from .limits import ceilings
 
-PER_RUN = ("date", "command", "ceilings")  # differ between runs on one machine
+PER_RUN = ("date", "command", "ceilings", "interpreted")  # differ between runs on one machine
 MAIN_PACKAGES = ("torch", "triton", "tilelang", "nvidia-cutlass-dsl", "numpy")
 
 

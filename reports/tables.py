@@ -1,14 +1,15 @@
 """The table of rows, for reading: one list of cells that terminal, Markdown and page share."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 
+from ..bench.records import Row
 from .averages import Average
-from .frame import DIMS
+from .frame import DIMS, flat
 
 COLUMNS = (
     "status",
@@ -41,6 +42,20 @@ AVERAGE_COLUMNS = (
 )
 
 
+RESOURCE_COLUMNS = (
+    "op",
+    "backend",
+    "shape",
+    "dtype",
+    "config",
+    "kernel",
+    "registers",
+    "spills B",
+    "shared B",
+    "threads",
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Refusal:
     """Rows without a right result that share one reason."""
@@ -58,7 +73,7 @@ def cells(line: "pd.Series[Any]") -> list[str]:
     return [
         line["status"],
         line["op"],
-        line["backend"],
+        line["backend"] + (" (interpreted)" if line["interpreted"] else ""),
         shape(line),
         dtypes(line["dtype"], line["state_dtype"]),
         quartiles(line, "cold"),
@@ -105,6 +120,22 @@ def refusals(table: pd.DataFrame) -> list[Refusal]:
         for (status, op, backend, reason), group in groups
     ]
     return sorted(found, key=lambda r: (r.status, -r.count, r.op, r.backend, r.reason))
+
+
+def compiled(rows: Iterable[Row]) -> list[list[str]]:
+    """What the compiler said of each kernel of each config, once, in the order of RESOURCE_COLUMNS.
+
+    Registers and spilled bytes are per thread, shared bytes per block.
+    """
+    lines = []
+    for row in rows:
+        line = pd.Series(flat(row))
+        dtype = dtypes(line["dtype"], line["state_dtype"])
+        head = (row.op, row.backend, shape(line), dtype, line["config"])
+        for kernel in row.resources:
+            said = (kernel.get(k) for k in ("kernel", "registers", "spills", "shared", "threads"))
+            lines.append((*head, *("" if value is None else str(value) for value in said)))
+    return [list(line) for line in dict.fromkeys(lines)]
 
 
 def shape(line: "pd.Series[Any]") -> str:

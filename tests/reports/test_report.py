@@ -20,7 +20,7 @@ from mamba3_bench.reports.frame import frame
 from mamba3_bench.reports.ink import inks
 from mamba3_bench.reports.latency import latency
 from mamba3_bench.reports.main import NoRecordsError, show, write
-from mamba3_bench.reports.tables import COLUMNS
+from mamba3_bench.reports.tables import COLUMNS, compiled
 
 FETCHING = {"link", "iframe", "object", "embed", "audio", "video", "source", "base"}
 
@@ -112,6 +112,24 @@ def test_every_row_and_status_is_on_the_page(report: Report) -> None:
     for row in report.rows:
         assert row.reason in page.text
     assert "41.2 (40 to 43.3)" in page.text
+
+
+def test_compiled_kernels_are_listed_once(make_row, record, tmp_path: Path) -> None:
+    """Rows that differ in their times alone were compiled alike."""
+    scan = {"kernel": "scan", "registers": 168, "spills": 8, "shared": 98304, "threads": 128}
+    rows = [make_row(cold=us, config={"block_l": 64}, resources=[scan]) for us in (3.0, 4.0)]
+    rows.append(make_row(config={"block_l": 128}, resources=[scan | {"registers": 255}]))
+    assert [line[4:] for line in compiled(rows)] == [
+        ["block_l=64", "scan", "168", "8", "98304", "128"],
+        ["block_l=128", "scan", "255", "8", "98304", "128"],
+    ]
+    assert "Compiled kernels" in write([record(rows)], tmp_path)[-1].read_text()
+
+
+def test_interpreted_kernels_are_called_so(make_row, record, tmp_path: Path) -> None:
+    """A gate through the interpreter is not a gate on a GPU."""
+    row = make_row(environment={"gpu": None, "interpreted": True})
+    assert "triton (interpreted)" in write([record([row])], tmp_path)[-1].read_text()
 
 
 def test_every_choice_of_the_filter_exists_in_a_row(report: Report) -> None:
