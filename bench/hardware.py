@@ -5,6 +5,7 @@ import platform
 import re
 import subprocess
 from contextlib import suppress
+from datetime import UTC, datetime
 from functools import cache
 from importlib import metadata
 from importlib.util import find_spec
@@ -44,6 +45,7 @@ def environment(device: torch.device, *, interpreted: bool = False) -> dict[str,
         "cpu": cpu_name(),
         "cpu_count": os.cpu_count(),
         "version": __version__,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "interpreted": interpreted,
         **source_state(),
     }
