@@ -19,7 +19,7 @@ from .tables import (
     cells,
     compiled,
     counts,
-    refusals,
+    notes,
 )
 
 FILTERS = ("op", "dtype", "backend", "status")
@@ -54,7 +54,7 @@ def page(
             (drawing, data_uri(files), round(drawing.figure.get_figwidth() * 96))
             for drawing, files in figures
         ],
-        refusals=refusals(table),
+        notes=notes(table),
         resource_columns=RESOURCE_COLUMNS,
         compiled=compiled(rows),
         columns=COLUMNS,

@@ -57,8 +57,8 @@ RESOURCE_COLUMNS = (
 
 
 @dataclass(frozen=True, slots=True)
-class Refusal:
-    """Rows without a right result that share one reason."""
+class Note:
+    """Rows that share a status and a reason."""
 
     status: str
     op: str
@@ -112,11 +112,11 @@ def counts(table: pd.DataFrame) -> dict[str, int]:
     return dict(Counter(table["status"]).most_common())
 
 
-def refusals(table: pd.DataFrame) -> list[Refusal]:
-    """Everything that is not ok, grouped by its reason, in order of status and frequency."""
-    groups = table[table["status"] != "ok"].groupby(["status", "op", "backend", "reason"])
+def notes(table: pd.DataFrame) -> list[Note]:
+    """Everything that has a reason, grouped by it, in order of status and frequency."""
+    groups = table[table["reason"] != ""].groupby(["status", "op", "backend", "reason"])
     found = [
-        Refusal(str(status), str(op), str(backend), str(reason), len(group), shape(group.iloc[0]))
+        Note(str(status), str(op), str(backend), str(reason), len(group), shape(group.iloc[0]))
         for (status, op, backend, reason), group in groups
     ]
     return sorted(found, key=lambda r: (r.status, -r.count, r.op, r.backend, r.reason))

@@ -126,6 +126,13 @@ def test_compiled_kernels_are_listed_once(make_row, record, tmp_path: Path) -> N
     assert "Compiled kernels" in write([record(rows)], tmp_path)[-1].read_text()
 
 
+def test_an_ok_row_may_have_a_reason_too(make_row, record, tmp_path: Path) -> None:
+    """A right result that could not be timed says why, where all the reasons are."""
+    row = make_row(reason="no device time: it cannot be captured")
+    page = Page(write([record([row])], tmp_path)[-1].read_text())
+    assert page.text.count("no device time: it cannot be captured") == 2  # there and in its row
+
+
 def test_interpreted_kernels_are_called_so(make_row, record, tmp_path: Path) -> None:
     """A gate through the interpreter is not a gate on a GPU."""
     row = make_row(environment={"gpu": None, "interpreted": True})
