@@ -13,12 +13,14 @@ from mamba3_bench.kernels.problem import Options, Problem
 MakeRow = Callable[..., Row]
 CEILINGS = {
     "copy_bytes_per_s": 3e12,
-    "matmul_flops_per_s": {"bfloat16": 7e14, "float32": 5e13, "tf32": 3.5e14},
-    "floor_us": 2.0,
+    "matmul_flops_per_s.bfloat16": 7e14,
+    "matmul_flops_per_s.float32": 5e13,
+    "matmul_flops_per_s.tf32": 3.5e14,
+    "kernel_floor_us": 2.0,
 }
 GPU = {
     "gpu": "Made-up GPU",
-    "gpu_memory_gib": 80,
+    "memory_bytes": 80 * 2**30,
     "sm_count": 132,
     "l2_bytes": 50 * 2**20,
     "driver": "580.1",

@@ -75,7 +75,7 @@ def test_limit_is_the_largest_of_three(make_row, dims: dict, by: str) -> None:
     ceilings = row.environment["ceilings"]
     times = {
         "memory": row.bytes / ceilings["copy_bytes_per_s"] * 1e6,
-        "matmul": row.flops / ceilings["matmul_flops_per_s"][dtype] * 1e6,
+        "matmul": row.flops / ceilings[f"matmul_flops_per_s.{dtype}"] * 1e6,
         "launch": 2.0,
     }
     found = limit(row)
