@@ -5,6 +5,7 @@ import platform
 import re
 import subprocess
 from contextlib import suppress
+from datetime import UTC, datetime
 from functools import cache
 from importlib import metadata
 from importlib.util import find_spec
@@ -45,6 +46,7 @@ def environment(device: torch.device, *, interpreted: bool = False) -> dict[str,
         "cpu_count": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "version": __version__,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "interpreted": interpreted,
         **source_state(),
     }

@@ -40,6 +40,7 @@ def flat(row: Row) -> dict[str, Any]:
         "backend": row.backend,
         "device": device(row),
         "timer": row.times.device if row.times else None,
+        "interpreted": bool(environment.get("interpreted")),
         "status": row.status,
         "reason": row.reason,
     }

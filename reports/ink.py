@@ -21,6 +21,7 @@ STYLE: dict[str, Any] = {
     "axes.spines.right": False,
     "axes.spines.top": False,
     "axes.titlesize": 9,
+    "figure.labelsize": 9,
     "font.size": 9,
     "grid.alpha": 0.3,
     "legend.fontsize": 8,
@@ -106,8 +107,13 @@ def log_ticks(axes: Axes, which: str, values: Iterable[float] = (), base: int = 
     elif base == 10:
         low, high = axis.get_view_interval()
         axis.set_major_locator(LogLocator(10, subs=(1, 2, 5) if high / low < 300 else (1,)))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_major_formatter(FuncFormatter(_plain))
     axis.set_minor_locator(NullLocator())
+
+
+def _plain(value: float, _: int) -> str:
+    """Thousands with commas, small numbers as short as they go: never powers of ten."""
+    return f"{value:,.0f}" if value >= 1 else f"{value:.6f}".rstrip("0")
 
 
 def legend(figure: Figure, entries: list[Line2D]) -> None:

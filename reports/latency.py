@@ -15,7 +15,7 @@ WORDS = {"L": "sequence length", "N": "state size", "B": "batch", "R": "MIMO ran
 FACETS = {"L": ("N", "B"), "N": ("B", "L"), "B": ("N", "L"), "R": ("N", "B")}
 # fields that follow from a dim, and so must not split the line along it
 FOLLOWERS = {"L": ("problem.lengths",), "B": ("problem.pool",), "R": ("problem.optional",)}
-MOST_PANELS, MOST_FIGURES = 6, 24
+MOST_FIGURES = 24
 
 
 def latency(table: pd.DataFrame, ink: dict[str, Ink]) -> list[Drawing]:
@@ -62,12 +62,12 @@ def _draw(
     """One figure and the number of rows in it."""
     facets = list(FACETS[axis])
     combinations = sorted(set(part[facets].itertuples(index=False, name=None)))
-    shown = spread(combinations, MOST_PANELS)
+    shown = choose(combinations)
     figure, axes = panels(len(shown))
     timer = "CPU time" if device.startswith("CPU") else "time"
     with style():
         for axes_i, values in zip(axes, shown, strict=True):
-            here = part[(part[facets] == values).all(axis=1)]
+            here = part[(part[facets] == list(values)).all(axis=1)]
             _panel(axes_i, axis, here, ink)
             axes_i.set_title(", ".join(f"{f} = {v}" for f, v in zip(facets, values, strict=True)))
             log_ticks(axes_i, "x", part[axis], base=2)
@@ -127,6 +127,14 @@ def held(part: pd.DataFrame) -> str:
     if len(variants) == 1 and variants[0]:
         words.append(str(variants[0]))
     return ", ".join(words)
+
+
+def choose(combinations: list[Any]) -> list[Any]:
+    """At most six pairs of facet values: three of one facet with two of the other."""
+    first, second = (sorted(set(values)) for values in zip(*combinations, strict=True))
+    few = (3, 2) if len(second) <= 2 else (2, 3)
+    kept = spread(first, few[0]), spread(second, few[1])
+    return [pair for pair in combinations if pair[0] in kept[0] and pair[1] in kept[1]]
 
 
 def spread(values: list[Any], most: int) -> list[Any]:

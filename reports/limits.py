@@ -29,15 +29,11 @@ class Limit:
 
 
 def ceilings(row: Row) -> Ceilings:
-    """The ceilings in a row's environment."""
+    """The ceilings in a row's environment, as bench/ceilings.py writes them."""
     raw = row.environment.get("ceilings") or {}
     prefix = "matmul_flops_per_s."
-    flat = {name.removeprefix(prefix): raw[name] for name in raw if name.startswith(prefix)}
-    return Ceilings(
-        copy=raw.get("copy_bytes_per_s"),
-        matmul=raw.get("matmul_flops_per_s") or flat,
-        floor_us=raw.get("floor_us", raw.get("kernel_floor_us")),
-    )
+    matmul = {name.removeprefix(prefix): raw[name] for name in raw if name.startswith(prefix)}
+    return Ceilings(raw.get("copy_bytes_per_s"), matmul, raw.get("kernel_floor_us"))
 
 
 def limit(row: Row) -> Limit | None:

@@ -9,7 +9,7 @@ from ..bench.records import Row
 from .frame import device
 from .limits import ceilings
 
-PER_RUN = ("date", "command", "ceilings")  # differ between runs on one machine
+PER_RUN = ("date", "command", "ceilings", "interpreted")  # differ between runs on one machine
 MAIN_PACKAGES = ("torch", "triton", "tilelang", "nvidia-cutlass-dsl", "numpy")
 
 
@@ -39,12 +39,11 @@ def _facts(rows: list[Row]) -> list[tuple[str, str]]:
     facts = {
         "GPU": _joined(
             environment.get("gpu"),
-            _number(environment.get("gpu_memory_gib"), "GiB"),
             _number(environment.get("memory_bytes"), "GiB", 2**30),
             _number(environment.get("sm_count"), "SMs"),
             _number(environment.get("l2_bytes"), "MiB of L2", 2**20),
         ),
-        "CPU": environment.get("cpu"),
+        "CPU": _joined(environment.get("cpu"), _number(environment.get("threads"), "threads")),
         "driver": environment.get("driver"),
         "CUDA": environment.get("cuda"),
         "ptxas": environment.get("ptxas"),

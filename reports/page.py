@@ -11,7 +11,16 @@ from ..bench.records import Row
 from .averages import averages
 from .ink import Drawing
 from .machines import machines
-from .tables import AVERAGE_COLUMNS, COLUMNS, average_cells, cells, counts, refusals
+from .tables import (
+    AVERAGE_COLUMNS,
+    COLUMNS,
+    RESOURCE_COLUMNS,
+    average_cells,
+    cells,
+    compiled,
+    counts,
+    notes,
+)
 
 FILTERS = ("op", "dtype", "backend", "status")
 MIME = {".png": "image/png", ".svg": "image/svg+xml"}
@@ -45,7 +54,9 @@ def page(
             (drawing, data_uri(files), round(drawing.figure.get_figwidth() * 96))
             for drawing, files in figures
         ],
-        refusals=refusals(table),
+        notes=notes(table),
+        resource_columns=RESOURCE_COLUMNS,
+        compiled=compiled(rows),
         columns=COLUMNS,
         filters={name: sorted({line.filters[name] for line in lines}) for name in FILTERS},
         lines=lines,

@@ -1,14 +1,15 @@
 """The table of rows, for reading: one list of cells that terminal, Markdown and page share."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 
+from ..bench.records import Row
 from .averages import Average
-from .frame import DIMS
+from .frame import DIMS, flat
 
 COLUMNS = (
     "status",
@@ -16,17 +17,17 @@ COLUMNS = (
     "backend",
     "shape",
     "dtype",
-    "variant",
-    "config",
     "cold µs",
     "warm µs",
-    "host µs",
-    "GB/s",
-    "TFLOP/s",
     "of limit",
     "error / bound",
+    "GB/s",
+    "TFLOP/s",
+    "host µs",
     "SM MHz",
     "regs / spills / shared B",
+    "variant",
+    "config",
     "reason",
 )
 AVERAGE_COLUMNS = (
@@ -41,9 +42,23 @@ AVERAGE_COLUMNS = (
 )
 
 
+RESOURCE_COLUMNS = (
+    "op",
+    "backend",
+    "shape",
+    "dtype",
+    "config",
+    "kernel",
+    "registers",
+    "spills B",
+    "shared B",
+    "threads",
+)
+
+
 @dataclass(frozen=True, slots=True)
-class Refusal:
-    """Rows without a right result that share one reason."""
+class Note:
+    """Rows that share a status and a reason."""
 
     status: str
     op: str
@@ -58,20 +73,20 @@ def cells(line: "pd.Series[Any]") -> list[str]:
     return [
         line["status"],
         line["op"],
-        line["backend"],
+        line["backend"] + (" (interpreted)" if line["interpreted"] else ""),
         shape(line),
         dtypes(line["dtype"], line["state_dtype"]),
-        line["variant"],
-        line["config"],
         quartiles(line, "cold"),
         quartiles(line, "warm"),
-        quartiles(line, "host"),
-        number(line["gb_per_s"]),
-        number(line["tflop_per_s"]),
         percent(line["share_of_limit"]) + _by(line["limited_by"], line["share_of_limit"]),
         number(line["error_over_bound"]) + _in(line["worst_output"]),
+        number(line["gb_per_s"]),
+        number(line["tflop_per_s"]),
+        quartiles(line, "host"),
         number(line["sm_clock_mhz"], 4),
         resources(line),
+        line["variant"],
+        line["config"],
         line["reason"],
     ]
 
@@ -97,14 +112,30 @@ def counts(table: pd.DataFrame) -> dict[str, int]:
     return dict(Counter(table["status"]).most_common())
 
 
-def refusals(table: pd.DataFrame) -> list[Refusal]:
-    """Everything that is not ok, grouped by its reason, in order of status and frequency."""
-    groups = table[table["status"] != "ok"].groupby(["status", "op", "backend", "reason"])
+def notes(table: pd.DataFrame) -> list[Note]:
+    """Everything that has a reason, grouped by it, in order of status and frequency."""
+    groups = table[table["reason"] != ""].groupby(["status", "op", "backend", "reason"])
     found = [
-        Refusal(str(status), str(op), str(backend), str(reason), len(group), shape(group.iloc[0]))
+        Note(str(status), str(op), str(backend), str(reason), len(group), shape(group.iloc[0]))
         for (status, op, backend, reason), group in groups
     ]
     return sorted(found, key=lambda r: (r.status, -r.count, r.op, r.backend, r.reason))
+
+
+def compiled(rows: Iterable[Row]) -> list[list[str]]:
+    """What the compiler said of each kernel of each config, once, in the order of RESOURCE_COLUMNS.
+
+    Registers and spilled bytes are per thread, shared bytes per block.
+    """
+    lines = []
+    for row in rows:
+        line = pd.Series(flat(row))
+        dtype = dtypes(line["dtype"], line["state_dtype"])
+        head = (row.op, row.backend, shape(line), dtype, line["config"])
+        for kernel in row.resources:
+            said = (kernel.get(k) for k in ("kernel", "registers", "spills", "shared", "threads"))
+            lines.append((*head, *("" if value is None else str(value) for value in said)))
+    return [list(line) for line in dict.fromkeys(lines)]
 
 
 def shape(line: "pd.Series[Any]") -> str:

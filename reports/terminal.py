@@ -5,7 +5,7 @@ from rich.console import Console
 from rich.table import Table
 
 from .averages import averages
-from .tables import AVERAGE_COLUMNS, COLUMNS, average_cells, cells, counts, refusals
+from .tables import AVERAGE_COLUMNS, COLUMNS, average_cells, cells, counts, notes
 
 SHOWN = (
     *("status", "op", "backend", "shape", "dtype"),
@@ -25,10 +25,10 @@ def show(table: pd.DataFrame, console: Console) -> None:
     lines = [average_cells(average) for average in averages(table) if average.mean_us]
     if lines:
         console.print(_grid("geometric means over the shapes all rivals completed", lines))
-    for refusal in refusals(table):
+    for note in notes(table):
         console.print(
-            f"[{_colour(refusal.status)}]{refusal.status}[/] {refusal.count} x {refusal.op}"
-            f" {refusal.backend}: {_plain(refusal.reason)}",
+            f"[{_colour(note.status)}]{note.status}[/] {note.count} x {note.op}"
+            f" {note.backend}: {_plain(note.reason)}",
             highlight=False,
         )
     console.print(", ".join(f"{count} {status}" for status, count in counts(table).items()))

@@ -26,13 +26,15 @@ def python(script: str) -> str:
 
 
 def modules() -> list[str]:
-    """Every module of the package, but those of the DSLs."""
+    """Every module of the package, but those of the DSLs and the adapters to other packages."""
     found = []
     for folder in ("", "reference", "kernels", "bench", "reports"):
         files = (ROOT / folder).glob("*.py") if not folder else (ROOT / folder).rglob("*.py")
         for file in files:
             parts = file.relative_to(ROOT).with_suffix("").parts
             if parts[0] == "kernels" and parts[1] in FOLDERS:
+                continue
+            if parts[:2] == ("bench", "peers") and parts[2] != "__init__":
                 continue
             found.append(".".join(("mamba3_bench", *(p for p in parts if p != "__init__"))))
     return sorted(found)

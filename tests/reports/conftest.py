@@ -13,12 +13,14 @@ from mamba3_bench.kernels.problem import Options, Problem
 MakeRow = Callable[..., Row]
 CEILINGS = {
     "copy_bytes_per_s": 3e12,
-    "matmul_flops_per_s": {"bfloat16": 7e14, "float32": 5e13, "tf32": 3.5e14},
-    "floor_us": 2.0,
+    "matmul_flops_per_s.bfloat16": 7e14,
+    "matmul_flops_per_s.float32": 5e13,
+    "matmul_flops_per_s.tf32": 3.5e14,
+    "kernel_floor_us": 2.0,
 }
 GPU = {
     "gpu": "Made-up GPU",
-    "gpu_memory_gib": 80,
+    "memory_bytes": 80 * 2**30,
     "sm_count": 132,
     "l2_bytes": 50 * 2**20,
     "driver": "580.1",
@@ -35,7 +37,7 @@ GPU = {
 CPU = {"gpu": None, "python": "3.11.7", "packages": {"torch": "2.13.0"}, "date": "2026-01-02"}
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_row() -> MakeRow:
     """A function from what a test cares about to a row; each row gets a key of its own."""
     made = 0
@@ -100,12 +102,12 @@ def make_row() -> MakeRow:
     return make
 
 
-@pytest.fixture
-def record(tmp_path: Path) -> Callable[[list[Row]], Path]:
+@pytest.fixture(scope="session")
+def record(tmp_path_factory: pytest.TempPathFactory) -> Callable[[list[Row]], Path]:
     """A function that writes rows as a run does; returns the file."""
 
     def write(rows: list[Row]) -> Path:
-        path = tmp_path / "records.jsonl"
+        path = tmp_path_factory.mktemp("run") / "records.jsonl"
         path.touch()
         for row in rows:
             append(path, row)

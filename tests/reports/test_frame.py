@@ -1,0 +1,178 @@
+"""The flat table: its numbers are those of the rows."""
+
+import json
+import math
+from pathlib import Path
+from typing import get_args
+
+import pandas as pd
+import pytest
+import torch
+
+from mamba3_bench.bench.records import Error, Row, Status, read
+from mamba3_bench.reports.averages import averages
+from mamba3_bench.reports.frame import frame
+from mamba3_bench.reports.limits import error_ratio, limit
+
+
+def test_times_and_rates_are_those_of_the_row(make_row) -> None:
+    """Medians, quartiles and counts are copied; rates divide by the cold median alone."""
+    row = make_row(cold=40.0, warm=25.0, B=3, L=1000, N=128)
+    line = frame([row]).iloc[0]
+    assert (line["cold_us"], line["cold_q1_us"], line["cold_q3_us"]) == (40.0, 38.8, 42.0)
+    assert (line["cold_samples"], line["cold_dropped"]) == (50, 2)
+    assert (line["warm_us"], line["host_us"], line["sm_clock_mhz"]) == (25.0, 17.25, 1755.0)
+    assert (line["B"], line["L"], line["N"], line["dtype"]) == (3, 1000, 128, "bfloat16")
+    assert line["gb_per_s"] == pytest.approx(row.bytes / 40e-6 / 1e9)
+    assert line["tflop_per_s"] == pytest.approx(row.flops / 40e-6 / 1e12)
+
+
+def test_records_survive_the_way_to_csv_and_parquet(make_row, record, tmp_path: Path) -> None:
+    """What is read back from both files equals the rows that a run wrote."""
+    from mamba3_bench.reports.main import write
+
+    rows = [make_row(cold=12.5, B=2), make_row("torch", "skipped", reason="no, because |")]
+    write([record(rows)], tmp_path / "out")
+    for table in (
+        pd.read_csv(tmp_path / "out" / "table.csv"),
+        pd.read_parquet(tmp_path / "out" / "table.parquet"),
+    ):
+        assert list(table["key"]) == [row.key for row in rows]
+        assert list(table["bytes"]) == [row.bytes for row in rows]
+        assert table["cold_us"][0] == 12.5
+        assert math.isnan(table["cold_us"][1])
+        assert table["reason"][1] == "no, because |"
+
+
+def test_a_row_without_a_time_appears(make_row) -> None:
+    """Every status has its line, timed or not."""
+    rows = [make_row(status=status) for status in get_args(Status)]
+    table = frame(rows)
+    assert list(table["status"]) == list(get_args(Status))
+    assert table["cold_us"].isna().all()
+
+
+def test_the_last_row_of_a_key_counts(make_row) -> None:
+    """A retried entry replaces what failed before."""
+    rows = [make_row(status="run-failed", key="same"), make_row(cold=3.0, key="same")]
+    table = frame(rows)
+    assert len(table) == 1
+    assert table["status"][0] == "ok"
+
+
+@pytest.mark.parametrize(
+    ("dims", "by"),
+    [
+        ({"op": "decode", "B": 128, "H": 64, "N": 128}, "memory"),  # moves its state twice
+        ({"B": 8, "L": 2048, "H": 64, "N": 128, "dtype": torch.float32}, "matmul"),
+        ({"L": 1}, "launch"),
+    ],
+)
+def test_limit_is_the_largest_of_three(make_row, dims: dict, by: str) -> None:
+    """Memory, matmul or launch: whichever takes longest at the measured ceilings."""
+    row = make_row(**dims)
+    dtype = "float32" if by == "matmul" else "bfloat16"
+    ceilings = row.environment["ceilings"]
+    times = {
+        "memory": row.bytes / ceilings["copy_bytes_per_s"] * 1e6,
+        "matmul": row.flops / ceilings[f"matmul_flops_per_s.{dtype}"] * 1e6,
+        "launch": 2.0,
+    }
+    found = limit(row)
+    assert found is not None
+    assert found.by == by == max(times, key=times.__getitem__)
+    assert found.us == pytest.approx(times[by])
+
+
+def test_tf32_is_held_against_tf32(make_row) -> None:
+    """A float32 problem whose products may round to tf32 has tf32's higher ceiling."""
+    dims = {"B": 8, "L": 2048, "H": 64, "N": 128, "dtype": torch.float32}
+    exact, rounded = limit(make_row(**dims)), limit(make_row(**dims, matmul="tf32"))
+    assert exact is not None
+    assert rounded is not None
+    assert exact.us > rounded.us
+
+
+def test_no_ceilings_no_share(make_row) -> None:
+    """Without ceilings of the same run nothing is called a share of anything."""
+    row = make_row(cold=10.0, environment={"gpu": "Made-up GPU"})
+    line = frame([row]).iloc[0]
+    assert limit(row) is None
+    assert pd.isna(line["share_of_limit"])
+
+
+def test_error_ratio_takes_the_worse_norm_and_never_hides_nan() -> None:
+    """Up to 1 is right; NaN is infinitely wrong; a zero bound allows zero alone."""
+    assert error_ratio(Error(1e-3, 2e-3, 3e-2, 2e-2)) == pytest.approx(1.5)
+    assert error_ratio(Error(math.nan, 1e-3, 0.0, 1.0)) == math.inf
+    assert error_ratio(Error(0.0, 0.0, 0.0, 0.0)) == 0.0
+    assert error_ratio(Error(1e-9, 0.0, 0.0, 1.0)) == math.inf
+
+
+def test_worst_output_is_named(make_row) -> None:
+    """The table shows the output that is nearest to, or furthest beyond, its bound."""
+    fine, bad = Error(1e-4, 1e-3, 1e-4, 1e-3), Error(4e-3, 1e-3, 1e-4, 1e-3)
+    line = frame([make_row(status="wrong", errors={"y": fine, "state.h": bad})]).iloc[0]
+    assert line["worst_output"] == "state.h"
+    assert line["error_over_bound"] == pytest.approx(4.0)
+    assert json.loads(line["errors"])["state.h"]["l2"] == 4e-3
+
+
+def test_average_is_geometric_over_common_shapes(make_row) -> None:
+    """A shape that one rival lacks counts for none; the coverage says so."""
+    rows = [
+        *(
+            make_row("triton", cold=time, L=length)
+            for length, time in ((63, 2), (128, 8), (999, 1))
+        ),
+        *(make_row("torch", cold=time, L=length) for length, time in ((63, 6), (128, 24))),
+        make_row("torch", "run-failed", L=999),
+        make_row("cute", "skipped", L=63),
+    ]
+    found = {average.backend: average for average in averages(frame(rows))}
+    assert found["triton"].mean_us == pytest.approx(4.0)
+    assert found["torch"].mean_us == pytest.approx(12.0)
+    assert found["torch"].relative == pytest.approx(3.0)
+    assert (found["triton"].timed, found["triton"].common, found["triton"].shapes) == (3, 2, 3)
+    assert (found["torch"].timed, found["torch"].common) == (2, 2)
+    assert found["cute"].mean_us is None
+
+
+def test_no_common_shape_no_average(make_row) -> None:
+    """Means over different shapes would not compare, so there are none."""
+    rows = [make_row("triton", cold=2.0, L=63), make_row("torch", cold=2.0, L=128)]
+    assert [average.mean_us for average in averages(frame(rows))] == [None, None]
+
+
+def test_cold_is_never_averaged_with_warm(make_row) -> None:
+    """Where a group has cold times, a rival with warm ones alone completed nothing."""
+    rows = [make_row("triton", cold=2.0, warm=1.0), make_row("torch", warm=1.5)]
+    found = {average.backend: average for average in averages(frame(rows))}
+    assert (found["triton"].kind, found["triton"].mean_us) == ("cold", pytest.approx(2.0))
+    assert found["torch"].mean_us is None
+
+
+def test_fastest_config_stands_for_a_backend(make_row) -> None:
+    """Several configs of one shape are one entry."""
+    rows = [make_row(cold=t, config={"block_l": b}) for t, b in ((5.0, 32), (3.0, 64), (4.0, 128))]
+    (average,) = averages(frame(rows))
+    assert average.mean_us == pytest.approx(3.0)
+    assert (average.timed, average.shapes) == (1, 1)
+
+
+def test_machines_differ_by_what_is_fixed(make_row, record) -> None:
+    """Two runs on one machine are one entry with both dates; another driver is another entry."""
+    from mamba3_bench.reports.machines import machines
+
+    environment = make_row().environment
+    rows: list[Row] = [
+        make_row(environment=environment | {"date": "2026-01-03"}),
+        make_row(environment=environment | {"date": "2026-01-05"}),
+        make_row(environment=environment | {"driver": "999", "dirty": True}),
+        make_row(environment={}),
+    ]
+    found = machines(read([record(rows)]))
+    assert [machine.rows for machine in found] == [2, 1, 1]
+    assert dict(found[0].facts)["dates"] == "2026-01-03 to 2026-01-05"
+    assert "uncommitted changes" in dict(found[1].facts)["source"]
+    assert (found[2].device, found[2].facts) == ("CPU", [])

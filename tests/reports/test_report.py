@@ -1,0 +1,286 @@
+"""The written report: complete, self-contained, honest, whatever the rows are."""
+
+import json
+import re
+import shutil
+import subprocess
+from dataclasses import dataclass
+from html.parser import HTMLParser
+from io import StringIO
+from pathlib import Path
+from typing import get_args
+
+import pytest
+import torch
+from rich.console import Console
+
+from mamba3_bench.bench.records import Error, Row, Status
+from mamba3_bench.reports import latency as latency_module
+from mamba3_bench.reports.frame import frame
+from mamba3_bench.reports.ink import inks
+from mamba3_bench.reports.latency import latency
+from mamba3_bench.reports.main import NoRecordsError, show, write
+from mamba3_bench.reports.tables import COLUMNS, compiled
+
+FETCHING = {"link", "iframe", "object", "embed", "audio", "video", "source", "base"}
+
+
+class Page(HTMLParser):
+    """What a test asks of a page: its tags, its text and the rows of its table."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str]]] = []
+        self.text = ""
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, {name: value or "" for name, value in attrs}))
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+    @property
+    def rows(self) -> list[dict[str, str]]:
+        """The filter data of each row."""
+        return [attributes for tag, attributes in self.tags if "data-status" in attributes]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was reported, and where it lies."""
+
+    rows: list[Row]
+    records: Path
+    folder: Path
+    written: list[Path]
+
+    @property
+    def html(self) -> str:
+        """The source of the page."""
+        return (self.folder / "index.html").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def report(make_row, record, tmp_path_factory) -> Report:
+    """One row of every status, two ops, two dtypes, on a GPU."""
+    bad = {"y": Error(float("nan"), 1e-3, float("nan"), 1e-2)}
+    good = {"y": Error(4e-4, 1e-3, 2e-3, 1e-2)}
+    rows = [
+        make_row(cold=41.25, warm=30.0, errors=good, L=131),
+        make_row(cold=80.5, warm=61.0, errors=good, L=262),
+        make_row(
+            "rival", "inaccurate", cold=161.0, errors={"y": Error(2e-3, 1e-3, 0.0, 1e-2)}, L=262
+        ),
+        make_row("cute", "skipped", reason="cute needs sm90 <&> | got [red]sm80[/]"),
+        make_row("tilelang", "compile-failed", dtype=torch.float32),
+        make_row("torch", "run-failed", op="decode", B=3),
+        make_row("triton", "timeout", op="decode", R=4),
+        make_row("triton", "wrong", errors=bad, dtype=torch.float32),
+    ]
+    folder = tmp_path_factory.mktemp("report")
+    records = record(rows)
+    return Report(rows, records, folder, write([records], folder))
+
+
+def test_every_file_is_written(report: Report) -> None:
+    """write() returns what it wrote: tables, each figure twice, and the page."""
+    assert sorted(report.written) == sorted(p for p in report.folder.rglob("*") if p.is_file())
+    assert all(path.stat().st_size > 0 for path in report.written)
+    stems = {path.stem for path in report.written if path.suffix == ".svg"}
+    assert {path.stem for path in report.written if path.suffix == ".png"} == stems
+    kinds = {re.sub(r"-\d+$", "", stem) for stem in stems}
+    assert kinds == {"latency-prefill-L", "roofline", "accuracy"}
+
+
+def test_page_needs_nothing_from_outside(report: Report) -> None:
+    """No tag fetches anything: images are data, styles and scripts are in the page."""
+    for tag, attributes in Page(report.html).tags:
+        assert tag not in FETCHING
+        for name in ("src", "href", "srcset", "action", "background"):
+            assert name not in attributes or attributes[name].startswith("data:image/")
+    assert not re.search(r"url\(|@import|fetch\(|XMLHttpRequest|https?://", report.html)
+
+
+def test_every_row_and_status_is_on_the_page(report: Report) -> None:
+    """The table has each row with its filter data, and each reason is given."""
+    page = Page(report.html)
+    expected = [(row.op, row.problem["dtype"], row.backend, row.status) for row in report.rows]
+    names = ("data-op", "data-dtype", "data-backend", "data-status")
+    assert [tuple(row[name] for name in names) for row in page.rows] == expected
+    assert {row["data-status"] for row in page.rows} == set(get_args(Status))
+    for row in report.rows:
+        assert row.reason in page.text
+    assert "41.2 (40 to 43.3)" in page.text
+
+
+def test_compiled_kernels_are_listed_once(make_row, record, tmp_path: Path) -> None:
+    """Rows that differ in their times alone were compiled alike."""
+    scan = {"kernel": "scan", "registers": 168, "spills": 8, "shared": 98304, "threads": 128}
+    rows = [make_row(cold=us, config={"block_l": 64}, resources=[scan]) for us in (3.0, 4.0)]
+    rows.append(make_row(config={"block_l": 128}, resources=[scan | {"registers": 255}]))
+    assert [line[4:] for line in compiled(rows)] == [
+        ["block_l=64", "scan", "168", "8", "98304", "128"],
+        ["block_l=128", "scan", "255", "8", "98304", "128"],
+    ]
+    assert "Compiled kernels" in write([record(rows)], tmp_path)[-1].read_text()
+
+
+def test_an_ok_row_may_have_a_reason_too(make_row, record, tmp_path: Path) -> None:
+    """A right result that could not be timed says why, where all the reasons are."""
+    row = make_row(reason="no device time: it cannot be captured")
+    page = Page(write([record([row])], tmp_path)[-1].read_text())
+    assert page.text.count("no device time: it cannot be captured") == 2  # there and in its row
+
+
+def test_interpreted_kernels_are_called_so(make_row, record, tmp_path: Path) -> None:
+    """A gate through the interpreter is not a gate on a GPU."""
+    row = make_row(environment={"gpu": None, "interpreted": True})
+    assert "triton (interpreted)" in write([record([row])], tmp_path)[-1].read_text()
+
+
+def test_every_choice_of_the_filter_exists_in_a_row(report: Report) -> None:
+    """The filter offers what the rows have, no more and no less."""
+    for name in ("op", "dtype", "backend", "status"):
+        select = re.search(rf'<select name="{name}">(.*?)</select>', report.html, re.DOTALL)
+        assert select
+        offered = re.findall(r"<option>(.*?)</option>", select[1])
+        assert offered == sorted(set(re.findall(rf' data-{name}="(.*?)"', report.html)))
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="needs a JavaScript engine")
+def test_script_of_the_page_is_valid(report: Report, tmp_path: Path) -> None:
+    """The page's script parses."""
+    script = tmp_path / "page.js"
+    script.write_text(report.html.split("<script>")[1].split("</script>")[0])
+    done = subprocess.run(["node", "--check", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_markdown_holds_every_row(report: Report) -> None:
+    """The Markdown table has a line per row, and pipes in a reason do not break it."""
+    lines = (report.folder / "table.md").read_text().splitlines()
+    rows = [line for line in lines if line.startswith(tuple(f"| {s} |" for s in get_args(Status)))]
+    assert len(rows) == len(report.rows)
+    assert {len(re.split(r"(?<!\\)\|", row)) for row in rows} == {len(COLUMNS) + 2}
+
+
+def test_terminal_shows_counts_reasons_and_averages(report: Report) -> None:
+    """The same rows on a terminal; markup in a reason is text."""
+    out = StringIO()
+    show([report.records], Console(file=out, width=200))
+    text = out.getvalue()
+    assert "2 ok, 1 inaccurate, 1 skipped" in text
+    assert "cute needs sm90 <&> | got [red]sm80[/]" in text
+    assert "41.2 (40 to 43.3)" in text
+    assert re.search(r"rival † +161 cold +2.00 x", text)  # of the one shape in common
+
+
+def test_gpu_report_does_not_mention_cpu_times(report: Report) -> None:
+    """The notice is there for CPU times alone."""
+    assert "CPU times" not in Page(report.html).text
+
+
+def test_cpu_times_are_called_cpu_times(make_row, record, tmp_path: Path) -> None:
+    """A page with CPU times says so before any number, and its figures say it on the axis."""
+    environment = {"gpu": None, "cpu": "Made-up CPU"}
+    rows = [
+        make_row("torch", warm=9.0 * n, timer="cpu", environment=environment, L=n)
+        for n in (63, 128)
+    ]
+    page = Page(write([record(rows)], tmp_path / "out")[-1].read_text())
+    text = " ".join(page.text.split())
+    assert "CPU times are CPU times. All times here were taken by the clock on a CPU" in text
+    titles = [attributes["alt"] for tag, attributes in page.tags if tag == "img"]
+    assert titles == ["prefill on CPU (Made-up CPU): CPU time against sequence length"]
+
+
+@pytest.mark.parametrize("status", get_args(Status))
+def test_one_row(make_row, record, tmp_path: Path, status: Status) -> None:
+    """A single row of any status makes a whole report, timed or not."""
+    page = Page(
+        write([record([make_row(status=status, environment={})])], tmp_path / "out")[-1].read_text()
+    )
+    assert [row["data-status"] for row in page.rows] == [status]
+    assert "No row has a time" in page.text
+
+
+def test_one_timed_row(make_row, record, tmp_path: Path) -> None:
+    """One time is one point: it still has its figures."""
+    written = write([record([make_row(cold=12.5)])], tmp_path / "out")
+    assert {path.name for path in written if path.suffix == ".png"} == {
+        "latency-prefill-L-1.png",
+        "roofline-1.png",
+    }
+
+
+def test_thousand_rows_stay_under_5_mb(make_row, record, tmp_path: Path, monkeypatch) -> None:
+    """The page of a large sweep can still be sent by mail."""
+    most = latency_module.MOST_FIGURES
+    monkeypatch.setattr(latency_module, "MOST_FIGURES", 1)  # each figure costs a second to draw
+    rows = [
+        make_row("torch" if i % 3 else "triton", cold=5.0 + i, warm=4.0 + i, B=1 + i // 10,
+                 L=64 * (1 + i % 10), config={"block_l": 64, "num_warps": 4})
+        for i in range(1000)
+    ]  # fmt: skip
+    written = write([record(rows)], tmp_path / "out")
+    page = written[-1]
+    figure = max(
+        min(path.stat().st_size, path.with_suffix(".svg").stat().st_size)
+        for path in written
+        if path.suffix == ".png"
+    )
+    assert len(Page(page.read_text()).rows) == 1000
+    assert page.stat().st_size + (most - 1) * figure * 4 / 3 < 5e6
+
+
+@pytest.mark.parametrize("paths", [[], ["empty"]])
+def test_no_records_is_an_error_that_says_what_to_do(tmp_path: Path, paths: list[str]) -> None:
+    """Nothing is written when there is nothing to report."""
+    for name in paths:
+        (tmp_path / name).touch()
+    with pytest.raises(NoRecordsError, match="run a check or a sweep first"):
+        write([tmp_path / name for name in paths], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_line_that_is_no_record_is_named(tmp_path: Path) -> None:
+    """The error has the file and the line."""
+    path = tmp_path / "records.jsonl"
+    path.write_text(json.dumps({"op": "prefill"}) + "\n")
+    with pytest.raises(ValueError, match=r"records.jsonl:1: not a record"):
+        write([path], tmp_path / "out")
+
+
+def test_lines_hold_everything_else_fixed(make_row) -> None:
+    """Points of one line differ in one dim: another dtype or rank is another figure."""
+    rows = [
+        make_row(cold=float(n), L=n, dtype=dtype, R=rank)
+        for n in (63, 128)
+        for dtype in (torch.bfloat16, torch.float32)
+        for rank in (1, 4)
+    ]
+    drawings = latency(frame(rows), inks(["triton"]))
+    against_length = [d for d in drawings if d.name.startswith("latency-prefill-L")]
+    assert len(against_length) == 4
+    for drawing in against_length:
+        (axes,) = drawing.figure.axes
+        (line, _limit) = axes.get_lines()
+        assert list(line.get_xdata()) == [63, 128]
+        assert list(line.get_ydata()) == [63.0, 128.0]
+        assert (axes.get_xscale(), axes.get_yscale()) == ("log", "log")
+        assert "lower is better" in drawing.figure.get_supylabel()
+
+
+def test_cold_and_warm_are_told_apart(make_row) -> None:
+    """Filled for cold, hollow for warm, and each with its quartile band."""
+    rows = [make_row(cold=float(n), warm=n / 2, L=n) for n in (63, 128)]
+    (drawing,) = latency(frame(rows), inks(["triton"]))
+    axes = drawing.figure.axes[0]
+    cold, warm = axes.get_lines()[:2]
+    assert cold.get_markerfacecolor() == cold.get_color()
+    assert warm.get_markerfacecolor() == "white"
+    assert (cold.get_linestyle(), warm.get_linestyle()) == ("-", "--")
+    low = axes.collections[0].get_paths()[0].vertices[:, 1]
+    assert low.min() == pytest.approx(0.97 * 63)
+    assert low.max() == pytest.approx(1.05 * 128)
