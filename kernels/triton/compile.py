@@ -1,13 +1,18 @@
 """What a Triton kernel costs on an H100, found by compiling it where there may be no GPU."""
 
+import json
 import re
 from contextlib import redirect_stdout
+from dataclasses import asdict
+from hashlib import sha256
 from io import StringIO
+from pathlib import Path
 from typing import Any
 
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, CompiledKernel, make_backend
+from triton.runtime.cache import get_cache_manager
 from triton.runtime.jit import JITFunction, create_function_from_signature
 
 from ..registry import Resources
@@ -38,16 +43,18 @@ def _source(kernel: Any, *args: Any, **kwargs: Any) -> tuple[ASTSource, dict[str
     return ASTSource(kernel, signature, constants, attributes), vars(parsed)
 
 
-_known: dict[tuple[str, str], Resources] = {}  # the assembler's log is not in Triton's cache
-
-
 def resources(kernel: Any, *args: Any, **kwargs: Any) -> Resources:
     """Registers, spills and shared memory of one launch; arguments as for `compile_kernel`."""
     source, options = _source(kernel, *args, **kwargs)
-    key = source.hash(), repr(sorted(options.items()))
-    if key not in _known:
-        _known[key] = _compile_with_log(source, options)
-    return _known[key]
+    # the assembler's log is not in Triton's cache: its figures are put there
+    text = f"{source.hash()} {sorted(options.items())} {triton.knobs.nvidia.ptxas.version}"
+    cache = get_cache_manager(sha256(text.encode()).hexdigest())
+    path = cache.get_file("resources.json")
+    if path is not None:
+        return Resources(**json.loads(Path(path).read_text()))
+    found = _compile_with_log(source, options)
+    cache.put(json.dumps(asdict(found)), "resources.json", binary=False)
+    return found
 
 
 def _compile_with_log(source: ASTSource, options: dict[str, Any]) -> Resources:
