@@ -31,8 +31,11 @@ def ptx(kernel: Any, *arguments: Any) -> str:
         return found.read_text()
 
 
-def resources(kernel: Any, threads: int, *arguments: Any) -> Resources:
-    """Registers, spills and shared memory of a kernel for sm_90a, by cuobjdump."""
+def resources(kernel: Any, shared: int, threads: int, *arguments: Any) -> Resources:
+    """Registers and spills of a kernel for sm_90a, by cuobjdump.
+
+    The cubin does not know its shared memory: that is a launch argument.
+    """
     with tempfile.TemporaryDirectory() as folder:
         options = f"--gpu-arch=sm_90a --keep-cubin --dump-dir={folder}"
         host_function(kernel, *arguments, options=options)
@@ -41,10 +44,9 @@ def resources(kernel: Any, threads: int, *arguments: Any) -> Resources:
             [cuobjdump(), "--dump-resource-usage", cubin],
             capture_output=True, text=True, check=True,
         ).stdout  # fmt: skip
-    name, registers, stack, shared = re.findall(
-        r"Function (\w+):\s+REG:(\d+) STACK:(\d+) SHARED:(\d+)", text
-    )[0]
-    return Resources(name, int(registers), int(stack), int(shared), threads)
+    (found,) = re.findall(r"Function (\w+):\s+REG:(\d+) STACK:(\d+)", text)
+    name, registers, stack = found
+    return Resources(name, int(registers), int(stack), shared, threads)
 
 
 def cuobjdump() -> str:

@@ -16,7 +16,7 @@ same place for a value that they do not use.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -27,12 +27,14 @@ from cutlass.cute import arch
 
 from ..call import Call
 from ..errors import UnsupportedError
-from ..problem import Options, Problem
+from ..problem import OPTIONAL, Options, Problem
 from ..registry import Resources, implements
 from . import compile
 from .functions import EPS, advance, cos_sin, decay_log, scatter_sums, sigmoid, softplus, where
 
 WARP = 32
+ALIGN = 128  # bytes, of each buffer in shared memory
+ADDRESS_OF_H = 19  # among the arguments of `DecodeKernel.__call__`
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,14 +138,14 @@ def put(pointer, index, value):
     cute.make_tensor(pointer + index, cute.make_layout(1))[0] = value.to(pointer.dtype)
 
 
-def load(pointer, size: int) -> list:
+def load(pointer, size: int) -> list[Any]:
     """`size` neighbouring values in float32, by the widest accesses that the alignment allows."""
     values = cute.make_rmem_tensor(size, pointer.dtype)
     cute.autovec_copy(cute.make_tensor(pointer, cute.make_layout(size)), values)
     return [Float32(values[i]) for i in range(size)]
 
 
-def store(pointer, values: list) -> None:
+def store(pointer, values: list[Any]) -> None:
     """Store neighbouring values, rounded to the pointer's type."""
     rounded = cute.make_rmem_tensor(len(values), pointer.dtype)
     for i, value in enumerate(values):
@@ -200,6 +202,17 @@ class DecodeKernel:
         self.reduced = self.R == 1 or "mimo_o" in facts.optional
         # ranks whose outputs leave the main loop apart: without a norm they are summed in it
         self.apart = 1 if self.reduced and not self.normed else self.R
+        keys, xs = (Float32, self.R * self.N), (Float32, self.R * self.P)
+        self.buffers = [
+            (self.h_type, self.P * self.N), *[keys] * 3, *[xs] * 4, *[(Float32, self.pairs)] * 2,
+            xs if self.normed else (Float32, 1), (Int64, self.chunks),
+        ]  # fmt: skip
+
+    @property
+    def shared(self) -> int:
+        """Bytes of shared memory of a block."""
+        sizes = [-(-count * kind.width // 8 // ALIGN) * ALIGN for kind, count in self.buffers]
+        return sum(sizes)
 
     @cute.jit
     def __call__(
@@ -278,18 +291,11 @@ class DecodeKernel:
         head_of_state = row_of_state * H + head
 
         smem = cutlass.memory.SmemAllocator()
-        s_h = smem.allocate_tensor(self.h_type, P * N, 128).iterator
-        s_k_before = smem.allocate_tensor(Float32, R * N, 128).iterator
-        s_k = smem.allocate_tensor(Float32, R * N, 128).iterator
-        s_q = smem.allocate_tensor(Float32, R * N, 128).iterator
-        s_x_before = smem.allocate_tensor(Float32, R * P, 128).iterator
-        s_x = smem.allocate_tensor(Float32, R * P, 128).iterator
-        s_weight = smem.allocate_tensor(Float32, R * P, 128).iterator
-        s_skip = smem.allocate_tensor(Float32, R * P, 128).iterator
-        s_cos = smem.allocate_tensor(Float32, self.pairs, 128).iterator
-        s_sin = smem.allocate_tensor(Float32, self.pairs, 128).iterator
-        s_y = smem.allocate_tensor(Float32, R * P if self.normed else 1, 128).iterator
-        arrived = smem.allocate_array(Int64, self.chunks)
+        pointers = [
+            smem.allocate_tensor(kind, count, ALIGN).iterator for kind, count in self.buffers
+        ]
+        s_h, s_k_before, s_k, s_q, *pointers = pointers
+        s_x_before, s_x, s_weight, s_skip, s_cos, s_sin, s_y, arrived = pointers
 
         # the whole tile of h is on its way before anything else is waited for
         g_h = state.h + head_of_state * (P * N)
@@ -335,8 +341,12 @@ class DecodeKernel:
         cs = [self.pairs_at(g_c + r * (G * N), o_pairs) for r in ranks_c]
         k_before = [self.pairs_at(g_k + Int64(r) * (H * N), o_pairs) for r in ranks_b]
         b_norm, c_norm = self.weights(params.b_norm, o_pairs), self.weights(params.c_norm, o_pairs)
-        b_biases = [self.weights(shift(params.b_bias, (head * R + r) * N), o_pairs) for r in ranks_b]
-        c_biases = [self.weights(shift(params.c_bias, (head * R + r) * N), o_pairs) for r in ranks_c]
+        b_biases = [
+            self.weights(shift(params.b_bias, (head * R + r) * N), o_pairs) for r in ranks_b
+        ]
+        c_biases = [
+            self.weights(shift(params.c_bias, (head * R + r) * N), o_pairs) for r in ranks_c
+        ]
 
         # the compiler may not move a load down past this, to where its value is used
         arch.sync_warp()
@@ -349,7 +359,7 @@ class DecodeKernel:
         if i_pair < self.pairs:
             angle = advance(phi, scalars.step, Float32(theta))
             cos, sin = cos_sin(angle)
-            if const_expr(S < self.pairs):
+            if const_expr(self.pairs > S):
                 cos = where(i_pair < S, cos, Float32(1.0))
                 sin = where(i_pair < S, sin, Float32(0.0))
                 if i_pair < S:
@@ -452,18 +462,18 @@ class DecodeKernel:
         if self.apart == 1:
             put(s_skip, i_x, total)
 
-    def indices_of_pairs(self, lane) -> list:
+    def indices_of_pairs(self, lane) -> list[Any]:
         """The pairs of a lane."""
         width = min(WARP, self.pairs)
         return [lane % width + width * i for i in range(self.pairs // width)]
 
-    def offsets_of_pairs(self, lane) -> list:
+    def offsets_of_pairs(self, lane) -> list[Any]:
         """The two dims of each pair of a lane."""
         if self.facts.options.pairing == "interleaved":
             return [(2 * i, 2 * i + 1) for i in self.indices_of_pairs(lane)]
         return [(i, i + self.pairs) for i in self.indices_of_pairs(lane)]
 
-    def pairs_at(self, pointer, offsets) -> list:
+    def pairs_at(self, pointer, offsets) -> list[Any]:
         """A lane's pairs of a row (N), as they are stored."""
         return [(at(pointer, one), at(pointer, other)) for one, other in offsets]
 
@@ -473,13 +483,13 @@ class DecodeKernel:
             put(pointer, one, u)
             put(pointer, other, v)
 
-    def weights(self, pointer, offsets) -> list | None:
+    def weights(self, pointer, offsets) -> list[Any] | None:
         """A lane's pairs of a parameter (N), or None if it is absent."""
         return None if pointer is None else self.pairs_at(pointer, offsets)
 
-    def normalised(self, pairs, weight, bias) -> list:
+    def normalised(self, stored, weight, bias) -> list[Any]:
         """A row of b or c (N), by pairs: RMS-normalised over N, weighted, with its bias."""
-        pairs = [(Float32(u), Float32(v)) for u, v in pairs]
+        pairs: list[Any] = [(Float32(u), Float32(v)) for u, v in stored]
         if self.facts.options.norm == "rms":
             total = sum((u * u + v * v for u, v in pairs), Float32(0.0))
             total = arch.warp_reduction_sum(total, threads_in_group=min(WARP, self.pairs))
@@ -487,16 +497,13 @@ class DecodeKernel:
             pairs = [(u * scale, v * scale) for u, v in pairs]
             if weight is not None:
                 pairs = [
-                    (u * one, v * other)
-                    for (u, v), (one, other) in zip(pairs, weight, strict=True)
+                    (u * one, v * other) for (u, v), (one, other) in zip(pairs, weight, strict=True)
                 ]
         if bias is not None:
-            pairs = [
-                (u + one, v + other) for (u, v), (one, other) in zip(pairs, bias, strict=True)
-            ]
+            pairs = [(u + one, v + other) for (u, v), (one, other) in zip(pairs, bias, strict=True)]
         return pairs
 
-    def rotated(self, pairs, turn) -> list:
+    def rotated(self, pairs, turn) -> list[Any]:
         """(u cos - v sin, u sin + v cos) of each pair."""
         return [
             (u * cos - v * sin, u * sin + v * cos)
@@ -505,7 +512,7 @@ class DecodeKernel:
 
     def update(
         self, chunk, lane, i_group, alpha, g_h, s_h, s_k_before, s_k, s_q, s_x_before, s_x, s_weight
-    ) -> list:
+    ) -> list[Any]:
         """Advance a chunk of h; this thread's parts of the outputs, by rank (if apart) and row."""
         N, P, vector = self.N, self.P, self.vector
         columns = [(lane + part * self.lanes) * vector for part in range(self.parts)]
@@ -524,7 +531,7 @@ class DecodeKernel:
         for o_row, row in zip(o_rows, h, strict=True):
             for part, o_n in enumerate(columns):
                 store(g_h + (o_row + o_n), row[part * vector : (part + 1) * vector])
-        sums: list = [None] * (self.apart * self.rows)
+        sums: list[Any] = [None] * (self.apart * self.rows)
         for r in range(self.R):
             q = [v for o_n in columns for v in load(s_q + (r * N + o_n), vector)]
             weight = None if self.normed else load(s_weight + (r * P + o_x), self.rows)
@@ -565,17 +572,10 @@ class DecodeKernel:
                 put(y, (row * H + head) * P + tid, out)
 
 
-# The tensors of a call, in the order of `DecodeKernel.__call__`.
-INPUTS = ("x", "b", "c", "dt", "a", "lam", "theta", "z")
-PARAMS = Params._fields
+TENSORS = (*Inputs._fields, *Params._fields)  # in the order of `DecodeKernel.__call__`
 
 
 @cache
-def compiled(facts: Facts, config: Config) -> Any:
-    """The function that launches the kernel on the current device."""
-    return compile.host_function(DecodeKernel(facts, config), *fake_arguments(facts))
-
-
 def facts_of(problem: Problem) -> Facts:
     """The facts of a problem that its kernel is compiled for."""
     p = problem
@@ -587,18 +587,31 @@ def facts_of(problem: Problem) -> Facts:
 
 def fake_arguments(facts: Facts) -> list[Any]:
     """Arguments with the types, and the absences, of a call."""
-    address = Int64(16)
-    optional = ("z", *PARAMS)
-    tensors = [address if name in facts.optional or name not in optional else None for name in INPUTS + PARAMS]
+    absent = {name for name in OPTIONAL if name not in facts.optional}
     return [
-        *tensors, *[address] * 5, address if facts.pooled else None, *[Int64(1)] * 8,
-        *[Int32(1)] * 3,
-    ]  # fmt: skip
+        *(None if name in absent else Int64(16) for name in TENSORS),
+        *[Int64(16)] * 5,  # state and y
+        Int64(16) if facts.pooled else None,
+        *[Int64(1)] * 8,  # strides
+        *[Int32(1)] * 3,  # B, H, G
+    ]
+
+
+@cache
+def compiled(facts: Facts, config: Config) -> Any:
+    """The function that launches the kernel on the current device."""
+    return compile.host_function(DecodeKernel(facts, config), *fake_arguments(facts))
+
+
+@cache
+def launcher(problem: Problem, config: Config) -> Any:
+    """`compiled`, found by one look-up: a call may take 20 us of the host in all."""
+    return compiled(facts_of(problem), config)
 
 
 def arguments(call: Call) -> list[Any]:
     """What the compiled function is called with: addresses, strides and dims."""
-    inputs, params, state = call.inputs, call.params, call.state
+    inputs, params, state, p = call.inputs, call.params, call.state, call.problem
     assert state is not None
     ins = (
         inputs.x, inputs.b, inputs.c, inputs.dt, inputs.a, inputs.lam, inputs.theta, inputs.z
@@ -609,23 +622,27 @@ def arguments(call: Call) -> list[Any]:
         state.phi, state.h, state.k, state.x, call.y, call.state_indices,
     )  # fmt: skip
     addresses = [None if t is None else t.data_ptr() for t in ins + others]
-    strides = [0 if t is None else t.stride(0) for t in ins]
-    p = call.problem
+    strides = [0 if t is None else t.stride()[0] for t in ins]
     return [*addresses, *strides, p.B, p.H, p.G]
 
 
 def resources(problem: Problem, config: Config) -> list[Resources]:
     """What the kernel of a problem costs; the batch does not matter to it."""
     facts = facts_of(problem)
-    return [compile.resources(DecodeKernel(facts, config), config.threads, *fake_arguments(facts))]
+    kernel = DecodeKernel(facts, config)
+    return [compile.resources(kernel, kernel.shared, config.threads, *fake_arguments(facts))]
 
 
 @implements("decode", "cute", supports=supports, configs=configs, resources=resources)
 def decode(call: Call, config: Config) -> None:
-    """Launch one block per batch row and head."""
-    assert call.state is not None
-    if call.state.h.data_ptr() % 16:
+    """Launch one block per batch row and head, on the current stream."""
+    values = arguments(call)
+    if values[ADDRESS_OF_H] % 16:
         raise UnsupportedError("decode", "cute", "state.h does not start on 16 bytes")
     device = call.y.device
     stream = torch.cuda.current_stream(device).cuda_stream
-    compiled(facts_of(call.problem), config)(*arguments(call), stream)
+    if device.index == torch.cuda.current_device():
+        launcher(call.problem, config)(*values, stream)
+    else:
+        with torch.cuda.device(device):
+            launcher(call.problem, config)(*values, stream)

@@ -180,8 +180,8 @@ class Machine:
             self.set(operands[0], COMPARE[rest[0]](a, b))
         elif name == "selp":
             chosen = self.registers[operands[3]]
-            words = (self.get(o, f"u{bits_of(kind)}") for o in operands[1:3])
-            self.set(operands[0], np.where(chosen, *words))
+            one, other = (self.get(o, f"u{bits_of(kind)}") for o in operands[1:3])
+            self.set(operands[0], np.where(chosen, one, other))
         elif kind == "pred":
             self.set(operands[0], PREDICATES[name](*(self.predicate(o) for o in operands[1:])))
         elif name == "mov":
@@ -189,7 +189,10 @@ class Machine:
         elif name == "cvt":
             self.convert(rest, operands)
         elif "wide" in rest:
-            a, b = (self.get(o, kind).astype(f"{'i' if kind[0] == 's' else 'u'}8") for o in operands[1:3])
+            a, b = (
+                self.get(o, kind).astype(f"{'i' if kind[0] == 's' else 'u'}8")
+                for o in operands[1:3]
+            )
             self.set(operands[0], encoded(a * b, f"u{2 * bits_of(kind)}"))
         else:
             rounding = next((r for r in rest if r in ("rm", "rz")), "rn")
@@ -342,7 +345,9 @@ class Machine:
                 o = int(gmem[i] - self.starts[which])
                 if o + count > len(self.memory[which]) or shared[i] + count > SHARED:
                     raise FaultError("a bulk copy beyond the end of a tensor")
-                here = slice(block * SHARED + int(shared[i]), block * SHARED + int(shared[i]) + count)
+                here = slice(
+                    block * SHARED + int(shared[i]), block * SHARED + int(shared[i]) + count
+                )
                 self.shared[here] = self.memory[which][o : o + count]
                 self.writer[here], self.written[here] = -2, -1
                 self.expected[block, int(barriers[i])] -= count
@@ -367,6 +372,7 @@ class Machine:
 COMPARE: dict[str, Callable[[Words, Words], Words]] = {
     "eq": np.equal, "ne": np.not_equal, "lt": np.less, "le": np.less_equal,
     "gt": np.greater, "ge": np.greater_equal,
+    "leu": lambda a, b: ~(a > b), "gtu": lambda a, b: ~(a <= b),
     "geu": lambda a, b: ~(a < b), "ltu": lambda a, b: ~(a >= b),
     "nan": lambda a, b: np.isnan(a) | np.isnan(b),
 }  # fmt: skip
