@@ -29,6 +29,7 @@ MODULES: dict[tuple[OpName, str], str] = {
     ("prefill", "triton"): "triton.prefill",
     ("prefill", "torch"): "torch.prefill",
     ("prefill", "reference"): "torch.reference",
+    ("decode", "cute"): "cute.decode",
     ("decode", "triton"): "triton.decode",
     ("decode", "torch"): "torch.decode",
     ("decode", "reference"): "torch.reference",

@@ -1,0 +1,95 @@
+"""What the decode kernel compiles to for an H100, without one."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from mamba3_bench.kernels import registry
+from mamba3_bench.kernels.cases import make_call
+from mamba3_bench.kernels.problem import OPTIONAL, Problem
+
+pytest.importorskip("cutlass", reason="needs nvidia-cutlass-dsl")
+pytest.importorskip("triton", reason="cuobjdump comes with Triton")
+
+GPU = torch.device("cuda", 0)
+MIMO = tuple(name for name in OPTIONAL if name != "out_norm")
+SISO = tuple(name for name in MIMO if not name.startswith("mimo"))
+
+
+def problem(**fields: Any) -> Problem:
+    """The decode step of one layer of a 1.5B model, with a few of its heads."""
+    usual = {
+        "B": 1, "L": 1, "H": 4, "G": 1, "P": 64, "N": 128, "R": 1, "S": 32,
+        "dtype": torch.bfloat16, "state_dtype": torch.float32, "has_state": True,
+        "optional": SISO,
+    }  # fmt: skip
+    return Problem(op="decode", **(usual | fields))
+
+
+@pytest.mark.parametrize("state_dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("R", [1, 4])
+def test_default_config_does_not_spill(R: int, state_dtype: torch.dtype) -> None:
+    """The default keeps its rows of h in registers, and its tile in what a block may share."""
+    case = problem(R=R, state_dtype=state_dtype, optional=MIMO if R > 1 else SISO)
+    implementation = registry.get("decode", "cute")
+    assert implementation.resources is not None
+    (found,) = implementation.resources(case, implementation.default(case, GPU))
+    assert found.spills == 0
+    assert 64 * 128 * state_dtype.itemsize < found.shared < 227 * 1024
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("N", [32, 64, 128, 256])
+@pytest.mark.parametrize("P", [32, 64, 128])
+def test_no_config_spills(P: int, N: int) -> None:
+    """Every config of the largest and the smallest rank compiles without a spill."""
+    implementation = registry.get("decode", "cute")
+    assert implementation.resources is not None
+    for R, state_dtype in ((1, torch.bfloat16), (8, torch.float32)):
+        case = problem(R=R, N=N, P=P, S=N // 4, state_dtype=state_dtype, optional=MIMO)
+        for config in implementation.configs(case, GPU):
+            (found,) = implementation.resources(case, config)
+            assert found.spills == 0, config
+            assert found.shared <= 227 * 1024, config
+
+
+@pytest.mark.parametrize("state_dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_state_moves_in_16_byte_words(state_dtype: torch.dtype) -> None:
+    """Bulk copies bring all of h, and whole 16-byte words take it back."""
+    from mamba3_bench.kernels.cute import compile, decode
+
+    config = decode.Config(threads=128, bytes=16, rows=4)
+    facts = decode.facts_of(problem(state_dtype=state_dtype))
+    kernel = decode.DecodeKernel(facts, config)
+    ptx = compile.ptx(kernel, *decode.fake_arguments(facts))
+    assert ptx.count("\tcp.async.bulk.shared") == kernel.chunks
+    assert ptx.count("st.global.v4.b32") == 4  # of 16 bytes each, for 4 rows of a chunk
+    assert 128 * 4 * 16 * kernel.chunks == 64 * 128 * state_dtype.itemsize
+
+
+def test_batch_and_heads_are_no_part_of_the_kernel() -> None:
+    """Another batch, head count, group count or pool size finds the same compiled kernel."""
+    from mamba3_bench.kernels.cute import decode
+
+    cases = [problem(), problem(B=3, H=12, G=2), problem(B=2, H=5, G=5)]
+    assert len({decode.facts_of(case) for case in cases}) == 1
+    pools = [replace(case, pool=case.B + 4) for case in cases]
+    assert len({decode.facts_of(case) for case in pools}) == 1
+    assert decode.facts_of(pools[0]) != decode.facts_of(cases[0])
+
+
+def test_arguments_name_every_tensor_once(seed: int) -> None:
+    """Addresses in the order of the compiled function, None where it was compiled for None."""
+    from mamba3_bench.kernels.cute import decode
+
+    case = problem(B=3, pool=5, optional=("z", "d"))
+    call = make_call(case, seed)
+    given, fake = decode.arguments(call), decode.fake_arguments(decode.facts_of(case))
+    assert [value is None for value in given] == [value is None for value in fake]
+    assert call.state is not None
+    assert given[decode.ADDRESS_OF_H] == call.state.h.data_ptr()
+    addresses = [value for value in given[:24] if value is not None]
+    assert len(set(addresses)) == len(addresses) == 7 + 1 + 1 + 4 + 1 + 1
+    assert given[24:] == [call.inputs.x.stride(0)] * 8 + [3, 4, 1]  # slices of one projection
