@@ -105,17 +105,16 @@ def driver_version() -> str | None:
 
 @cache
 def source_state() -> dict[str, Any]:
-    """Commit of the source tree and whether it has changes; both None for an installed package."""
+    """Commit of the source tree and whether it has changes; both None for an installed package.
+
+    A copy of a tree without its repository is told by the variable MAMBA3_BENCH_COMMIT.
+    """
     root = Path(__file__).resolve().parent.parent
-    if _output(
-        ["git", "-C", str(root), "ls-files", "--error-unmatch", str(Path(__file__).resolve())]
-    ):
-        return {
-            "commit": (_output(["git", "-C", str(root), "rev-parse", "HEAD"]) or "").strip()
-            or None,
-            "dirty": bool(_output(["git", "-C", str(root), "status", "--porcelain"])),
-        }
-    return {"commit": None, "dirty": None}
+    git = ["git", "-C", str(root)]
+    if not _output([*git, "ls-files", "--error-unmatch", str(Path(__file__).resolve())]):
+        return {"commit": os.environ.get("MAMBA3_BENCH_COMMIT"), "dirty": None}
+    commit = (_output([*git, "rev-parse", "HEAD"]) or "").strip()
+    return {"commit": commit or None, "dirty": bool(_output([*git, "status", "--porcelain"]))}
 
 
 @cache
