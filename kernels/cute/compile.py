@@ -44,9 +44,10 @@ def resources(kernel: Any, shared: int, threads: int, *arguments: Any) -> Resour
             [cuobjdump(), "--dump-resource-usage", cubin],
             capture_output=True, text=True, check=True,
         ).stdout  # fmt: skip
-    (found,) = re.findall(r"Function (\w+):\s+REG:(\d+) STACK:(\d+)", text)
-    name, registers, stack = found
-    return Resources(name, int(registers), int(stack), shared, threads)
+    (found,) = re.findall(r"Function \w+:\s+REG:(\d+) STACK:(\d+)", text)
+    registers, stack = found
+    # the function's own name is the mangled types of all its arguments
+    return Resources(type(kernel).__name__, int(registers), int(stack), shared, threads)
 
 
 def cuobjdump() -> str:
