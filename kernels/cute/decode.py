@@ -18,7 +18,7 @@ same place for a value that they do not use.
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import cutlass
 import torch
@@ -31,6 +31,7 @@ from ..problem import OPTIONAL, Options, Problem
 from ..registry import Resources, implements
 from . import compile
 from .functions import EPS, advance, cos_sin, decay_log, scatter_sums, sigmoid, softplus, where
+from .memory import Inputs, Params, Scalars, State, at, load, put, shift, store
 
 WARP = 32
 ALIGN = 128  # bytes, of each buffer in shared memory
@@ -50,7 +51,15 @@ class Config:
 
 
 def configs(problem: Problem, device: torch.device) -> Iterable[Config]:
-    """Every shape of a block that divides the tile."""
+    """Every shape of a block that divides the tile, best guess first.
+
+    The guess was 2.1 % above the best of all configs on average over N = 64 and 128, R = 1 to 8,
+    B = 1 to 128 and both state dtypes, and at most 13 % (H100).
+    """
+    wide = problem.state_dtype == torch.float32
+    guess = Config(128, 8, 16 if wide else 8)
+    if problem.R == 8:  # twice the warps share twice the products
+        guess = Config(256, 16 if wide else 8, 8)
     found = []
     for threads in (128, 256):
         for size in (16, 8):
@@ -60,7 +69,7 @@ def configs(problem: Problem, device: torch.device) -> Iterable[Config]:
             found += [Config(threads, size, rows) for rows in (4, 8, 16) if rows <= per_thread]
             if per_thread in (1, 2):
                 found.append(Config(threads, size, per_thread))
-    return found
+    return sorted(found, key=lambda config: config != guess)
 
 
 def supports(problem: Problem, device: torch.device) -> str | None:
@@ -78,84 +87,6 @@ def supports(problem: Problem, device: torch.device) -> str | None:
     if torch.cuda.get_device_capability(device) < (9, 0):
         return "bulk copies need compute capability 9.0 or newer"
     return None
-
-
-class Inputs(NamedTuple):
-    """`tensors.Inputs` as the kernel gets them: pointers."""
-
-    x: Any
-    b: Any
-    c: Any
-    dt: Any
-    a: Any
-    lam: Any
-    theta: Any
-    z: Any
-
-
-class Params(NamedTuple):
-    """`tensors.Params` as the kernel gets them."""
-
-    dt_bias: Any
-    b_norm: Any
-    c_norm: Any
-    b_bias: Any
-    c_bias: Any
-    d: Any
-    mimo_x: Any
-    mimo_z: Any
-    mimo_o: Any
-    out_norm: Any
-
-
-class State(NamedTuple):
-    """`tensors.State` as the kernel gets it."""
-
-    phi: Any
-    h: Any
-    k: Any
-    x: Any
-
-
-class Scalars(NamedTuple):
-    """What one token of one head weighs, float32."""
-
-    step: Any  # D
-    alpha: Any
-    beta: Any
-    gamma: Any
-
-
-def at(pointer, index):
-    """The value at an offset; None for an absent tensor."""
-    if pointer is None:
-        return None
-    return cute.make_tensor(pointer + index, cute.make_layout(1))[0]
-
-
-def put(pointer, index, value):
-    """Store a value, rounded to the pointer's type."""
-    cute.make_tensor(pointer + index, cute.make_layout(1))[0] = value.to(pointer.dtype)
-
-
-def load(pointer, size: int) -> list[Any]:
-    """`size` neighbouring values in float32, by the widest accesses that the alignment allows."""
-    values = cute.make_rmem_tensor(size, pointer.dtype)
-    cute.autovec_copy(cute.make_tensor(pointer, cute.make_layout(size)), values)
-    return [Float32(values[i]) for i in range(size)]
-
-
-def store(pointer, values: list[Any]) -> None:
-    """Store neighbouring values, rounded to the pointer's type."""
-    rounded = cute.make_rmem_tensor(len(values), pointer.dtype)
-    for i, value in enumerate(values):
-        rounded[i] = value.to(pointer.dtype)
-    cute.autovec_copy(rounded, cute.make_tensor(pointer, cute.make_layout(len(values))))
-
-
-def shift(pointer, offset):
-    """pointer + offset, or None for an absent tensor."""
-    return None if pointer is None else pointer + offset
 
 
 @dataclass(frozen=True, slots=True)
