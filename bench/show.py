@@ -176,7 +176,8 @@ def _problem(row: Row) -> dict[str, str]:
     if row.op == "decode":
         dims["L"] = ""
     options = {name: str(problem[key]) for name, key in OPTIONS.items()}
-    options["carried"] = "yes" if problem["has_state"] else "no"
+    carried = row.op == "prefill" and problem["has_state"]  # decode always is
+    options["carried"] = "yes" if carried else ""
     start = {"op": row.op, "dtype": dtype_of(problem), "h": SHORT[problem["state_dtype"]]}
     return start | dims | options | {"backend": row.backend}
 
