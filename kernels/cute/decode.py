@@ -83,7 +83,7 @@ def supports(problem: Problem, device: torch.device) -> str | None:
     if problem.R not in (1, 2, 4, 8):
         return f"R = {problem.R}: R in 1, 2, 4, 8"
     if device.type != "cuda":
-        return f"device {device.type}: a GPU"
+        return "needs a CUDA device"
     if torch.cuda.get_device_capability(device) < (9, 0):
         return "bulk copies need compute capability 9.0 or newer"
     return None

@@ -34,10 +34,13 @@ class Config:
 
 
 def configs(problem: Problem, device: torch.device) -> Iterator[Config]:
-    """Chunks of 64 (token, rank) columns first: more make a larger mask, fewer more launches."""
+    """Chunks of 64 (token, rank) columns first: more make a larger mask, fewer more launches.
+
+    None of 128 tokens: differences of so long sums of strong decays miss the gate in float32.
+    """
     best = max(64 // problem.R, 8)
     yield Config(best)
-    yield from (Config(size) for size in (16, 32, 64, 128) if size != best)
+    yield from (Config(size) for size in (16, 32, 64) if size != best)
 
 
 def supports(problem: Problem, device: torch.device) -> str | None:

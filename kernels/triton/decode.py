@@ -69,7 +69,7 @@ def supports(problem: Problem, device: torch.device) -> str | None:
     if problem.R not in (1, 2, 4, 8):
         return f"R = {problem.R}: R in 1, 2, 4, 8"
     if device.type != "cuda" and not INTERPRETED:
-        return f"device {device.type}: a GPU, or TRITON_INTERPRET=1"
+        return "needs a CUDA device (or TRITON_INTERPRET=1 set before the import)"
     return None
 
 
