@@ -8,7 +8,7 @@ import fcntl
 import os
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import wait
@@ -25,6 +25,7 @@ from .process import Process
 from .records import Row, Status
 from .worker import blank_row
 
+Before = Callable[[Sequence[Job], dict[str, Any]], None]
 FAILED: tuple[Status, ...] = ("compile-failed", "run-failed", "timeout", "wrong")
 START_S = 300.0  # for a worker to import its packages and answer
 
@@ -101,13 +102,16 @@ class Runner:
         *,
         timeout_s: float = 300.0,
         retry: bool = False,
+        before: Before | None = None,
     ) -> None:
         """Prepare a run.
 
         path: the record file to resume from and to append to, None to keep no record.
         timeout_s: longest silence of a worker, which speaks before every stage of every entry.
         retry: run what failed before again.
+        before: called with the jobs that are not recorded and the workers' environment.
         """
+        self.before = before
         self.settings, self.path, self.observer = settings, path, observer
         self.timeout_s, self.retry = timeout_s, retry
         self.seats = [Seat(slot) for slot in slots]
@@ -126,6 +130,8 @@ class Runner:
                 while not self.seats[0].greeted:
                     self._turn()
                 self._plan(jobs)
+                if self.before is not None:
+                    self.before(tuple(self.queue), self.seats[0].environment or {})
                 while self.queue or any(seat.job for seat in self.seats):
                     self._assign()
                     self._turn()

@@ -13,6 +13,7 @@ from ..kernels import registry
 from ..kernels.problem import OpName, Problem
 from ..kernels.registry import config_dict
 from . import show
+from .ahead import compile_ahead
 from .jobs import Entry, Job, Kind, Settings
 from .records import Row
 from .runner import FAILED, Outcome, Runner, Slot
@@ -73,6 +74,7 @@ def perform(
             watch,
             timeout_s=arguments.timeout,
             retry=arguments.retry,
+            before=lambda left, environment: compile_ahead(left, environment, settings, watch),
         ).run(jobs)
 
 

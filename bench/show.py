@@ -80,6 +80,16 @@ class Watch:
             self._task, stage=f"{who} {problem_name(job.problem.as_dict())}: {stage.what}"
         )
 
+    def ahead(self, done: int, total: int) -> None:
+        """Problems whose kernels are compiled before the run."""
+        self._bar.update(self._task, stage=f"compiling ahead: {done} of {total} problems")
+        if done == total and not self.page.is_terminal:
+            seconds = time.monotonic() - self._begin
+            self.page.print(
+                f"compiled for {total} problems ahead, {seconds:.0f} s", highlight=False
+            )
+            self._begin = time.monotonic()
+
     def row(self, row: Row) -> None:
         """A row was finished."""
         self.done += 1

@@ -74,6 +74,9 @@ _added: dict[tuple[OpName, str], str] = {}  # (op, backend) -> full module name
 # before the DSL is imported. Such a run says nothing about time.
 INTERPRETERS = {"triton": "TRITON_INTERPRET"}
 
+# Backends whose DSL keeps compiled kernels on disk, where another process finds them.
+KEPT_ON_DISK = ("triton", "tilelang")
+
 
 def add_module(op: OpName, backend: str, module: str) -> None:
     """Make a backend outside this package known by the full name of its module, not imported yet.

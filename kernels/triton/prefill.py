@@ -452,7 +452,7 @@ def _tiles(tensor: Tensor, tokens: int, width: int) -> TensorDescriptor:
 
 def resources(problem: Problem, config: Config) -> list[Resources]:
     """Registers, spills and shared memory of each launch on sm_90a; needs no GPU."""
-    call = make_call(problem, 0, "meta")
+    call = make_call(problem, 0, "cpu" if problem.lengths else "meta")  # lengths are read
     return [
         compile.resources(kernel, *args, **options)
         for kernel, _, args, options in launches(call, config)

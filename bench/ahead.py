@@ -1,0 +1,99 @@
+"""Compile what a run will launch before it, in parallel: no GPU waits for a compiler.
+
+Each kernel is compiled as `resources` does it, by processes that leave the GPU alone and put it
+into the disk cache of its DSL, where the worker that runs it finds it. What fails here fails again
+in its own row, with its reason.
+"""
+
+import os
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, Protocol
+
+import torch
+
+from ..kernels import registry
+from ..kernels.problem import Problem
+from ..kernels.registry import config_dict
+from .hard import hard_cases
+from .jobs import Entry, Job, Settings, Stage
+from .records import Row
+from .runner import Runner, Slot
+
+COMPILED_FOR = "9.0"  # what `resources` compiles for
+
+
+class Progress(Protocol):
+    """Who watches."""
+
+    def ahead(self, done: int, total: int) -> None:
+        """Problems whose kernels are compiled."""
+
+
+def compile_ahead(
+    left: Sequence[Job], environment: dict[str, Any], settings: Settings, progress: Progress
+) -> None:
+    """Compile the kernels of the jobs left, with those of their hard cases."""
+    if environment.get("compute_capability") != COMPILED_FOR:
+        return
+    jobs = compile_jobs(left)
+    if not jobs:
+        return
+    slot = Slot("cpu", {"OMP_NUM_THREADS": "1"})
+    slots = [slot] * min(len(jobs), len(os.sched_getaffinity(0)))
+    watch = _Watch(progress)
+    outcome = Runner(replace(settings, kind="resources", interpret=False), slots, None, watch).run(
+        jobs
+    )
+    if outcome.interrupted:
+        raise KeyboardInterrupt
+
+
+def compile_jobs(left: Sequence[Job]) -> list[Job]:
+    """One job per distinct problem, backend and config whose kernels are kept on disk."""
+    asked: dict[tuple[Problem, str, str], Job] = {}
+    for job in left:
+        problems = [case.problem for case in hard_cases(job.problem)] + [job.problem]
+        for entry in job.entries:
+            config = _config(job.problem, entry)
+            if config is not None:
+                for problem in problems:
+                    key = (problem, entry.backend, str(config))
+                    asked[key] = Job(problem, (Entry(entry.backend, config),))
+    jobs = list(asked.values())
+    # neighbours on an axis often share a kernel: apart, they are not compiled twice at once
+    random.Random(0).shuffle(jobs)
+    return jobs
+
+
+def _config(problem: Problem, entry: Entry) -> dict[str, Any] | None:
+    """The config to compile, None if there is nothing to compile ahead."""
+    if entry.backend not in registry.KEPT_ON_DISK:
+        return None
+    if registry.unavailable(problem.op, entry.backend) is not None:
+        return None
+    implementation = registry.get(problem.op, entry.backend)
+    if implementation.resources is None:
+        return None
+    if entry.config is not None:
+        return entry.config
+    return config_dict(implementation.default(problem, torch.device("cpu")))
+
+
+class _Watch:
+    """Counts rows, whatever they say."""
+
+    def __init__(self, progress: Progress) -> None:
+        self.progress = progress
+        self.total = self.done = 0
+
+    def planned(self, total: int, recorded: int) -> None:
+        self.total = total
+
+    def stage(self, slot: Slot, job: Job, stage: Stage) -> None:
+        pass
+
+    def row(self, row: Row) -> None:
+        self.done += 1
+        self.progress.ahead(self.done, self.total)
