@@ -11,7 +11,7 @@ from rich.table import Table
 
 from ..kernels import registry
 from ..kernels.errors import OptionError
-from . import doctor, plugins, quick, show
+from . import doctor, peers, plugins, quick, show
 from .grid import Axes, problems
 from .jobs import Entry, Job, Kind, Settings
 from .report import write_report
@@ -40,6 +40,7 @@ __all__ = ["UsageError", "run"]
 def run(arguments: argparse.Namespace, given: Sequence[str]) -> int:
     """Run a command; returns its exit code. Raises UsageError."""
     page = show.console()
+    peers.register()
     try:
         match arguments.command:
             case "list":

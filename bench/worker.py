@@ -17,16 +17,17 @@ from typing import Any
 import torch
 
 from ..kernels import registry
+from ..kernels.bound import Bound
 from ..kernels.call import Call
 from ..kernels.cases import make_call
 from ..kernels.problem import Problem
 from ..kernels.registry import Config, Implementation, config_dict
-from . import ceilings, plugins
+from . import ceilings, peers, plugins
 from .buffers import differing
 from .gate import Gate, Verdict
 from .gpu import Gpu
 from .graphs import FalseReplay, GraphBench, NotCaptured
-from .hard import HardCase, hard_cases
+from .hard import HardCase, hard_cases, rival_cases
 from .hardware import environment
 from .jobs import Done, Entry, Finished, Hello, Job, Settings, Stage, Start
 from .records import Row, Status, Times
@@ -78,6 +79,10 @@ class Solver:
     def __call__(self, call: Call) -> None:
         self.implementation.run(call, self.config)
 
+    def bind(self, call: Call) -> Bound:
+        """Prepare a call for launches that are timed."""
+        return self.implementation.bind(call, self.config)
+
     @property
     def name(self) -> str:
         """Backend and config, as a cache key."""
@@ -101,6 +106,7 @@ class Worker:
         self.device = torch.device(start.device)
         self.parent = parent
         self.gpu = Gpu(self.device) if self.device.type == "cuda" else None
+        peers.register()
         plugins.load(self.settings.plugins)
         self.environment = environment(self.device, interpreted=self.settings.interpret)
         self.environment |= {"command": self.settings.command, "ceilings": start.ceilings}
@@ -183,10 +189,10 @@ class Worker:
                 continue
             self._tell(one.solver.index, "capture in a graph")
             try:
-                bench.add(one.solver, deterministic=implementation.deterministic)
+                bench.add(one.solver.bind, deterministic=implementation.deterministic)
                 timed.append(one)
             except NotCaptured as error:
-                host = host_time(one.solver, gate.pristine.clone(), self._wait)
+                host = host_time(one.solver.bind(gate.pristine.clone()).launch, self._wait)
                 times = Times("cuda", None, None, host)
                 self._done(job, left, one, times, reason=f"no device time: {error}")
             except Exception as error:
@@ -226,6 +232,7 @@ class Worker:
         if reason is not None:
             raise NotRun("skipped", reason)
         implementation = registry.get(problem.op, entry.backend)
+        implementation.forget()
         if entry.config is None:
             return Solver(index, implementation, implementation.default(problem, self.device))
         for config in implementation.configs(problem, self.device):
@@ -234,11 +241,12 @@ class Worker:
         raise NotRun("skipped", f"config {entry.config} is not legal for this problem here")
 
     def _gated(self, solver: Solver, gate: Gate) -> Passed:
-        """Gate a solver on the problem and, unless it is a rival, on the hard cases."""
+        """Gate a solver on the problem and on the hard cases; a rival on its own."""
         verdict, seconds = self._judged(solver, gate)
         if verdict.status == "wrong":
             raise NotRun("wrong", verdict.reason)
-        cases = () if solver.implementation.rival else hard_cases(gate.pristine.problem)
+        choose = rival_cases if solver.implementation.rival else hard_cases
+        cases = choose(gate.pristine.problem)
         for case in cases:
             reason = self._hard(solver, case)
             if reason is not None:
