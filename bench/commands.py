@@ -96,9 +96,8 @@ def measure(page: Console, arguments: argparse.Namespace, given: Sequence[str]) 
     plugins.load(arguments.plugin)
     axes = Axes(**arguments.axes)
     names = choose_backends(axes.op, arguments.backend)
-    entries = tuple(Entry(name) for name in names)
-    jobs = [Job(problem, entries) for problem in problems(axes)]
-    count = len(jobs) * len(entries)
+    jobs = [Job(tuple(Entry(problem, name) for name in names)) for problem in problems(axes)]
+    count = sum(len(job.entries) for job in jobs)
     if count > MANY and not arguments.yes and sys.stdin.isatty():
         page.print(
             f"{count} entries; --yes starts them without this question. Go on? \\[y/N]", end=" "

@@ -97,36 +97,47 @@ class Raw:
     sm_clock_mhz: float | None  # median over the blocks
 
 
-class GraphBench:
-    """Times any number of implementations of one call on the same clones."""
+class Clones:
+    """Copies of one call to time on; all who solve it share them."""
 
     def __init__(self, pristine: Call, gpu: Gpu) -> None:
         """Make the clones; raises torch.OutOfMemoryError if not even one fits."""
-        self.gpu = gpu
         self.pristine = pristine
         touched = touched_bytes(pristine)
         self.fewest = math.ceil(COLD * gpu.l2_bytes / touched)
         self.least = math.ceil(LEAST_COLD * gpu.l2_bytes / touched)
         wanted = max(self.fewest, math.ceil(TARGET_S * FASTEST / touched))
         room = int(MEMORY_SHARE * gpu.free_bytes() / allocated_bytes(pristine))
-        self.clones = [pristine.clone() for _ in range(max(1, min(wanted, room, CLONES)))]
+        self.calls = [pristine.clone() for _ in range(max(1, min(wanted, room, CLONES)))]
+
+
+class GraphBench:
+    """Times any number of implementations interleaved, of one call or of several."""
+
+    def __init__(self, gpu: Gpu) -> None:
+        """Begin with no contender."""
+        self.gpu = gpu
         self.contenders: list[Contender] = []
+        self._clones: dict[int, Clones] = {}
 
-    def add(self, bind: Bind, *, deterministic: bool) -> None:
-        """Capture an implementation's launches and prove their replays.
+    def add(self, pristine: Call, bind: Bind, *, deterministic: bool) -> None:
+        """Capture an implementation's launches on clones of a call and prove their replays.
 
-        Raises NotCaptured or FalseReplay, with the reason.
+        Raises NotCaptured or FalseReplay, with the reason; torch.OutOfMemoryError.
         """
-        seconds = self._eager_seconds(bind)
-        clones = self.clones[: max(self.fewest, math.ceil(LONGEST_S / seconds))]
+        if id(pristine) not in self._clones:
+            self._clones[id(pristine)] = Clones(pristine, self.gpu)
+        clones = self._clones[id(pristine)]
+        seconds = self._eager_seconds(bind(clones.calls[0]))
+        calls = clones.calls[: max(clones.fewest, math.ceil(LONGEST_S / seconds))]
         cold = None
-        if len(clones) >= self.least:
-            cold = self._captured(bind, clones, 1)
-            self._prove(bind, cold, deterministic)
+        if len(calls) >= clones.least:
+            cold = self._captured(bind, calls, 1)
+            self._prove(pristine, bind, cold, deterministic)
             seconds = self._seconds(cold)
         rounds = min(max(1, math.ceil(TARGET_S / seconds)), CLONES)
-        warm = self._captured(bind, self.clones[:1], rounds)
-        self._prove(bind, warm, deterministic)
+        warm = self._captured(bind, calls[:1], rounds)
+        self._prove(pristine, bind, warm, deterministic)
         self.contenders.append(Contender(bind, deterministic, cold, warm))
 
     def measure(self, budget_s: float) -> list[Times]:
@@ -147,7 +158,7 @@ class GraphBench:
         warm = [summarise(spent, raw.dropped) for spent in raw.spent]
         clock = clock or raw.sm_clock_mhz
         return [
-            Times("cuda", cold.get(i), warm[i], self._host(one.bind), clock)
+            Times("cuda", cold.get(i), warm[i], self._host(one), clock)
             for i, one in enumerate(self.contenders)
         ]
 
@@ -222,10 +233,10 @@ class GraphBench:
             text = " ".join(str(error).split())[:300]
             raise NotCaptured(f"it cannot be captured in a CUDA graph: {text}") from error
 
-    def _prove(self, bind: Bind, replay: Replay, deterministic: bool) -> None:
+    def _prove(self, pristine: Call, bind: Bind, replay: Replay, deterministic: bool) -> None:
         """Replay once on poisoned outputs and compare with eager launches."""
         first = replay.bounds[0].call
-        restore(first, self.pristine)
+        restore(first, pristine)
         first.poison()
         eager = bind(first)
         for _ in range(replay.rounds):
@@ -234,7 +245,7 @@ class GraphBench:
         self.gpu.wait()
         expected = snapshot(first)
         del eager
-        self._replay_from(self.pristine, replay)
+        self._replay_from(pristine, replay)
         for bound in replay.bounds:
             fault = self._fault(bound.call, expected, deterministic)
             if fault:
@@ -266,12 +277,11 @@ class GraphBench:
         ]
         return f"{', '.join(bad)} of a clone not finite" if bad else ""
 
-    def _host(self, bind: Bind) -> Samples:
-        return host_time(bind(self.clones[0]).launch, self.gpu.wait)
+    def _host(self, one: Contender) -> Samples:
+        return host_time(one.bind(one.warm.bounds[0].call).launch, self.gpu.wait)
 
-    def _eager_seconds(self, bind: Bind) -> float:
+    def _eager_seconds(self, bound: Bound) -> float:
         """Rough time of one eager launch, host time included, the second of two."""
-        bound = bind(self.clones[0])
         for _ in range(2):
             self.gpu.wait()
             begin = time.perf_counter()

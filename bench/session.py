@@ -38,9 +38,9 @@ def resource_jobs(grid: Sequence[Problem], names: Sequence[str]) -> list[Job]:
             if implementation.resources is None:
                 continue
             configs = implementation.configs(problem, device)
-            entries += [Entry(name, config_dict(config)) for config in configs]
+            entries += [Entry(problem, name, config_dict(config)) for config in configs]
         if entries:
-            jobs.append(Job(problem, tuple(entries)))
+            jobs.append(Job(tuple(entries)))
     return jobs
 
 

@@ -67,16 +67,18 @@ def host_time(launch: Callable[[], None], wait: Callable[[], None]) -> Samples:
 
 
 class CpuBench:
-    """Times any number of implementations of one call on a CPU, on the same buffers."""
+    """Times any number of implementations on a CPU; those of one call on the same buffers."""
 
-    def __init__(self, pristine: Call) -> None:
-        """Make the buffers; a state updated in place moves on with every run."""
-        self.call = pristine.clone()
+    def __init__(self) -> None:
+        """Begin with no contender; a state updated in place moves on with every run."""
         self.bounds: list[Bound] = []
+        self._calls: dict[int, tuple[Call, Call]] = {}  # by the first's identity: it and its clone
 
-    def add(self, bind: Bind, *, deterministic: bool) -> None:
-        """Take part in the next measurement."""
-        self.bounds.append(bind(self.call))
+    def add(self, pristine: Call, bind: Bind, *, deterministic: bool) -> None:
+        """Take part in the next measurement, on a clone of a call."""
+        if id(pristine) not in self._calls:
+            self._calls[id(pristine)] = (pristine, pristine.clone())
+        self.bounds.append(bind(self._calls[id(pristine)][1]))
 
     def measure(self, budget_s: float) -> list[Times]:
         """The times of all, interleaved; `budget_s` of samples for each."""
@@ -93,13 +95,13 @@ class CpuBench:
 
     def recheck(self, index: int, fresh: Gate, *, rival: bool = False) -> Verdict:
         """Judge what an implementation makes of other inputs in the timed buffers."""
-        restore(self.call, fresh.pristine)
-        self.call.poison()
         bound = self.bounds[index]
+        restore(bound.call, fresh.pristine)
+        bound.call.poison()
         bound.refresh()
         bound.launch()
         bound.collect()
-        return fresh.judge(self.call, rival=rival)
+        return fresh.judge(bound.call, rival=rival)
 
     def _seconds(self, bound: Bound, repeats: int) -> float:
         start = time.perf_counter()
