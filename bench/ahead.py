@@ -53,22 +53,21 @@ def compile_ahead(
 def compile_jobs(left: Sequence[Job]) -> list[Job]:
     """One job per distinct problem, backend and config whose kernels are kept on disk."""
     asked: dict[tuple[Problem, str, str], Job] = {}
-    for job in left:
-        problems = [case.problem for case in hard_cases(job.problem)] + [job.problem]
-        for entry in job.entries:
-            config = _config(job.problem, entry)
-            if config is not None:
-                for problem in problems:
-                    key = (problem, entry.backend, str(config))
-                    asked[key] = Job(problem, (Entry(entry.backend, config),))
+    for entry in (entry for job in left for entry in job.entries):
+        config = _config(entry)
+        if config is not None:
+            for problem in [case.problem for case in hard_cases(entry.problem)] + [entry.problem]:
+                key = (problem, entry.backend, str(config))
+                asked[key] = Job((Entry(problem, entry.backend, config),))
     jobs = list(asked.values())
     # neighbours on an axis often share a kernel: apart, they are not compiled twice at once
     random.Random(0).shuffle(jobs)
     return jobs
 
 
-def _config(problem: Problem, entry: Entry) -> dict[str, Any] | None:
+def _config(entry: Entry) -> dict[str, Any] | None:
     """The config to compile, None if there is nothing to compile ahead."""
+    problem = entry.problem
     if entry.backend not in registry.KEPT_ON_DISK:
         return None
     if registry.unavailable(problem.op, entry.backend) is not None:

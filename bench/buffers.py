@@ -6,32 +6,21 @@ from torch import Tensor
 from ..kernels.call import Call
 
 
-def tensors(call: Call) -> dict[str, Tensor]:
-    """Every tensor of a call by name; a state updated in place appears once."""
-    found = {f"inputs.{name}": tensor for name, tensor in call.inputs.items()}
-    found |= {f"params.{name}": tensor for name, tensor in call.params.items()}
-    if call.state is not None and call.state is not call.final:
-        found |= {f"state.{name} given": tensor for name, tensor in call.state.items()}
-    found |= call.outputs()
-    extra = {"cu_seqlens": call.cu_seqlens, "state_indices": call.state_indices}
-    return found | {name: tensor for name, tensor in extra.items() if tensor is not None}
-
-
 def touched_bytes(call: Call) -> int:
     """Bytes that a run of the call reads or writes, each counted once."""
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors(call).values())
+    return sum(tensor.numel() * tensor.element_size() for tensor in call.tensors().values())
 
 
 def allocated_bytes(call: Call) -> int:
     """Bytes that a clone of the call takes, gaps between the slices of a projection included."""
-    storages = (tensor.untyped_storage() for tensor in tensors(call).values())
+    storages = (tensor.untyped_storage() for tensor in call.tensors().values())
     return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
 
 def restore(call: Call, source: Call) -> None:
     """Copy every tensor of `source`, a call of the same problem, into the buffers of `call`."""
     copied = set()
-    for tensor, fresh in zip(tensors(call).values(), tensors(source).values(), strict=True):
+    for tensor, fresh in zip(call.tensors().values(), source.tensors().values(), strict=True):
         address = tensor.untyped_storage().data_ptr()
         if address not in copied:
             whole_storage(tensor).copy_(whole_storage(fresh))

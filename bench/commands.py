@@ -11,7 +11,7 @@ from rich.table import Table
 
 from ..kernels import registry
 from ..kernels.errors import OptionError
-from . import doctor, plugins, quick, show
+from . import doctor, peers, plugins, quick, show
 from .grid import Axes, problems
 from .jobs import Entry, Job, Kind, Settings
 from .report import write_report
@@ -40,6 +40,7 @@ __all__ = ["UsageError", "run"]
 def run(arguments: argparse.Namespace, given: Sequence[str]) -> int:
     """Run a command; returns its exit code. Raises UsageError."""
     page = show.console()
+    peers.register()
     try:
         match arguments.command:
             case "list":
@@ -95,9 +96,8 @@ def measure(page: Console, arguments: argparse.Namespace, given: Sequence[str]) 
     plugins.load(arguments.plugin)
     axes = Axes(**arguments.axes)
     names = choose_backends(axes.op, arguments.backend)
-    entries = tuple(Entry(name) for name in names)
-    jobs = [Job(problem, entries) for problem in problems(axes)]
-    count = len(jobs) * len(entries)
+    jobs = [Job(tuple(Entry(problem, name) for name in names)) for problem in problems(axes)]
+    count = sum(len(job.entries) for job in jobs)
     if count > MANY and not arguments.yes and sys.stdin.isatty():
         page.print(
             f"{count} entries; --yes starts them without this question. Go on? \\[y/N]", end=" "

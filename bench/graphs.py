@@ -8,6 +8,8 @@ Why so:
   together exceed the L2 COLD = 4 times. Twice would do with least-recently-used replacement; a
   cache that evicts at random, cycled over F times its size, still hits a share h = exp(-(1 - h) F)
   of its accesses: 20 % for F = 2, 2 % for F = 4. Fewer than 2 times is no cold number.
+- What is captured is the launch alone (`kernels/bound.py`): for our kernels the whole run, for a
+  rival its kernels on arguments laid out beforehand, without the adapter's copies.
 - Warm: the graph runs the call many times on one clone, after an untimed replay.
 - A sample lasts about TARGET_S: events resolve about 0.5 us, and a graph's launch costs a few.
 - A replay is proved: outputs are poisoned, the graph is replayed once, and every clone must hold,
@@ -30,12 +32,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..kernels.bound import Bound
 from ..kernels.call import Call
 from .buffers import allocated_bytes, differing, restore, snapshot, touched_bytes
 from .gate import Gate, Verdict
 from .gpu import Gpu, Queue, Span
 from .records import Samples, Times
-from .timing import COUNT, Run, host_time, order, summarise, turns
+from .timing import COUNT, Bind, host_time, order, summarise, turns
 
 COLD = 4  # clones exceed the L2 this many times
 LEAST_COLD = 2
@@ -63,23 +66,23 @@ class Throttled(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Replay:
-    """A captured graph over some clones, each run `rounds` times."""
+    """A captured graph over some bound clones, each launched `rounds` times."""
 
     launch: Queue
-    clones: list[Call]
+    bounds: list[Bound]
     rounds: int
 
     @property
     def calls(self) -> int:
         """Calls in one replay."""
-        return len(self.clones) * self.rounds
+        return len(self.bounds) * self.rounds
 
 
 @dataclass(frozen=True, slots=True)
 class Contender:
     """One implementation, captured and proved."""
 
-    run: Run
+    bind: Bind
     deterministic: bool
     cold: Replay | None
     warm: Replay
@@ -94,37 +97,48 @@ class Raw:
     sm_clock_mhz: float | None  # median over the blocks
 
 
-class GraphBench:
-    """Times any number of implementations of one call on the same clones."""
+class Clones:
+    """Copies of one call to time on; all who solve it share them."""
 
     def __init__(self, pristine: Call, gpu: Gpu) -> None:
         """Make the clones; raises torch.OutOfMemoryError if not even one fits."""
-        self.gpu = gpu
         self.pristine = pristine
         touched = touched_bytes(pristine)
         self.fewest = math.ceil(COLD * gpu.l2_bytes / touched)
         self.least = math.ceil(LEAST_COLD * gpu.l2_bytes / touched)
         wanted = max(self.fewest, math.ceil(TARGET_S * FASTEST / touched))
         room = int(MEMORY_SHARE * gpu.free_bytes() / allocated_bytes(pristine))
-        self.clones = [pristine.clone() for _ in range(max(1, min(wanted, room, CLONES)))]
+        self.calls = [pristine.clone() for _ in range(max(1, min(wanted, room, CLONES)))]
+
+
+class GraphBench:
+    """Times any number of implementations interleaved, of one call or of several."""
+
+    def __init__(self, gpu: Gpu) -> None:
+        """Begin with no contender."""
+        self.gpu = gpu
         self.contenders: list[Contender] = []
+        self._clones: dict[int, Clones] = {}
 
-    def add(self, run: Run, *, deterministic: bool) -> None:
-        """Capture an implementation and prove its replays.
+    def add(self, pristine: Call, bind: Bind, *, deterministic: bool) -> None:
+        """Capture an implementation's launches on clones of a call and prove their replays.
 
-        Raises NotCaptured or FalseReplay, with the reason.
+        Raises NotCaptured or FalseReplay, with the reason; torch.OutOfMemoryError.
         """
-        seconds = self._eager_seconds(run)
-        clones = self.clones[: max(self.fewest, math.ceil(LONGEST_S / seconds))]
+        if id(pristine) not in self._clones:
+            self._clones[id(pristine)] = Clones(pristine, self.gpu)
+        clones = self._clones[id(pristine)]
+        seconds = self._eager_seconds(bind(clones.calls[0]))
+        calls = clones.calls[: max(clones.fewest, math.ceil(LONGEST_S / seconds))]
         cold = None
-        if len(clones) >= self.least:
-            cold = self._captured(run, clones, 1)
-            self._prove(run, cold, deterministic)
+        if len(calls) >= clones.least:
+            cold = self._captured(bind, calls, 1)
+            self._prove(pristine, bind, cold, deterministic)
             seconds = self._seconds(cold)
         rounds = min(max(1, math.ceil(TARGET_S / seconds)), CLONES)
-        warm = self._captured(run, self.clones[:1], rounds)
-        self._prove(run, warm, deterministic)
-        self.contenders.append(Contender(run, deterministic, cold, warm))
+        warm = self._captured(bind, calls[:1], rounds)
+        self._prove(pristine, bind, warm, deterministic)
+        self.contenders.append(Contender(bind, deterministic, cold, warm))
 
     def measure(self, budget_s: float) -> list[Times]:
         """Device times of all contenders interleaved, then host times; `budget_s` for each.
@@ -144,7 +158,7 @@ class GraphBench:
         warm = [summarise(spent, raw.dropped) for spent in raw.spent]
         clock = clock or raw.sm_clock_mhz
         return [
-            Times("cuda", cold.get(i), warm[i], self._host(one.run), clock)
+            Times("cuda", cold.get(i), warm[i], self._host(one), clock)
             for i, one in enumerate(self.contenders)
         ]
 
@@ -187,9 +201,9 @@ class GraphBench:
         replay = one.cold or one.warm
         if replay.rounds > 1 and fresh.pristine.final is fresh.pristine.state:
             # a warm graph alone, of a state updated in place: capture a single step anew
-            replay = self._captured(one.run, replay.clones, 1)
+            replay = self._captured(one.bind, [bound.call for bound in replay.bounds], 1)
         self._replay_from(fresh.pristine, replay)
-        first, *others = replay.clones
+        first, *others = (bound.call for bound in replay.bounds)
         verdict = fresh.judge(first, rival=rival)
         if verdict.status == "wrong":
             return verdict
@@ -200,45 +214,54 @@ class GraphBench:
                 return Verdict("wrong", fault, verdict.errors)
         return verdict
 
-    def _captured(self, run: Run, clones: list[Call], rounds: int) -> Replay:
-        """Capture the calls in one graph, after an eager run on the capturing stream."""
+    def _captured(self, bind: Bind, clones: list[Call], rounds: int) -> Replay:
+        """Capture the launches in one graph, after an eager one on the capturing stream."""
+        bounds = [bind(clone) for clone in clones]
+        self.gpu.wait()
 
-        def calls() -> None:
+        def launches() -> None:
             for _ in range(rounds):
-                for clone in clones:
-                    run(clone)
+                for bound in bounds:
+                    bound.launch()
 
-        self.gpu.on_stream(lambda: run(clones[0]))
+        self.gpu.on_stream(bounds[0].launch)
         try:
-            return Replay(self.gpu.capture(calls), clones, rounds)
+            return Replay(self.gpu.capture(launches), bounds, rounds)
         except torch.OutOfMemoryError:
             raise
         except Exception as error:
             text = " ".join(str(error).split())[:300]
             raise NotCaptured(f"it cannot be captured in a CUDA graph: {text}") from error
 
-    def _prove(self, run: Run, replay: Replay, deterministic: bool) -> None:
-        """Replay once on poisoned outputs and compare with eager runs."""
-        first = replay.clones[0]
-        restore(first, self.pristine)
+    def _prove(self, pristine: Call, bind: Bind, replay: Replay, deterministic: bool) -> None:
+        """Replay once on poisoned outputs and compare with eager launches."""
+        first = replay.bounds[0].call
+        restore(first, pristine)
         first.poison()
+        eager = bind(first)
         for _ in range(replay.rounds):
-            run(first)
+            eager.launch()
+        eager.collect()
         self.gpu.wait()
         expected = snapshot(first)
-        self._replay_from(self.pristine, replay)
-        for clone in replay.clones:
-            fault = self._fault(clone, expected, deterministic)
+        del eager
+        self._replay_from(pristine, replay)
+        for bound in replay.bounds:
+            fault = self._fault(bound.call, expected, deterministic)
             if fault:
                 raise FalseReplay(f"a graph replay does not do what eager runs do: {fault}")
 
     def _replay_from(self, source: Call, replay: Replay) -> None:
-        """Put the values of a call into the clones, poison their outputs and replay once."""
-        for clone in replay.clones:
-            restore(clone, source)
-            clone.poison()
+        """Put the values of a call into the clones, poison what is written and replay once."""
+        for bound in replay.bounds:
+            restore(bound.call, source)
+            bound.call.poison()
+            bound.refresh()
         self.gpu.wait()
         self.gpu.queue(replay.launch)
+        self.gpu.wait()
+        for bound in replay.bounds:
+            bound.collect()
         self.gpu.wait()
 
     def _fault(self, clone: Call, expected: dict[str, Tensor], deterministic: bool) -> str:
@@ -254,15 +277,15 @@ class GraphBench:
         ]
         return f"{', '.join(bad)} of a clone not finite" if bad else ""
 
-    def _host(self, run: Run) -> Samples:
-        return host_time(run, self.clones[0], self.gpu.wait)
+    def _host(self, one: Contender) -> Samples:
+        return host_time(one.bind(one.warm.bounds[0].call).launch, self.gpu.wait)
 
-    def _eager_seconds(self, run: Run) -> float:
-        """Rough time of one eager call, host time included, the second of two."""
+    def _eager_seconds(self, bound: Bound) -> float:
+        """Rough time of one eager launch, host time included, the second of two."""
         for _ in range(2):
             self.gpu.wait()
             begin = time.perf_counter()
-            run(self.clones[0])
+            bound.launch()
             self.gpu.wait()
             seconds = time.perf_counter() - begin
         return seconds

@@ -66,3 +66,12 @@ def hard_cases(problem: Problem) -> list[HardCase]:
         HardCase(replace(carried, B=1, L=sum(PACKED), lengths=PACKED), "typical"),
         HardCase(replace(fresh, B=1, L=sum(PACKED), lengths=PACKED), "weak_decay"),
     ]
+
+
+def rival_cases(problem: Problem) -> list[HardCase]:
+    """The cases for other people's kernels, which may be 5 % off: their own problem only.
+
+    A typical step adds less than that to a state, so a decode that forgets its token would pass. A
+    case of large steps does not forgive it.
+    """
+    return [HardCase(problem, "large_angles")] if problem.op == "decode" else []

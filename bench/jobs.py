@@ -11,8 +11,9 @@ Kind = Literal["check", "sweep", "resources"]
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One implementation to be measured: a backend and one of its configs."""
+    """One implementation to be measured: a problem, a backend and one of its configs."""
 
+    problem: Problem
     backend: str
     config: dict[str, Any] | None = None  # None: its hand-picked default for the problem
     key: str = ""
@@ -20,9 +21,8 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One problem and those who solve it; they are timed interleaved, so their ratio is fair."""
+    """Those who are timed interleaved, so that their ratios are fair; often of one problem."""
 
-    problem: Problem
     entries: tuple[Entry, ...]
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import kernels, reference
-from ..kernels.problem import OpName, Problem
+from ..kernels.problem import OpName
 from ..kernels.registry import MODULES, module_name
 from .hardware import identity
 from .jobs import Entry, Settings
@@ -28,13 +28,13 @@ MEASURING = (
 )
 
 
-def key(problem: Problem, entry: Entry, settings: Settings, environment: dict[str, Any]) -> str:
+def key(entry: Entry, settings: Settings, environment: dict[str, Any]) -> str:
     """Hash of (source, config, problem, environment, seed, kind)."""
     parts = {
-        "source": source_hash(problem.op, entry.backend, settings.plugins),
+        "source": source_hash(entry.problem.op, entry.backend, settings.plugins),
         "backend": entry.backend,
         "config": entry.config,
-        "problem": problem.as_dict(),
+        "problem": entry.problem.as_dict(),
         "environment": identity(environment),
         "seed": settings.seed,
         "kind": settings.kind,

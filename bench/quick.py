@@ -89,14 +89,14 @@ def steps(device: torch.device) -> list[tuple[str, Kind, list[Job]]]:
     ]
     plan.append(("gate", "check", gates))
     sizes = Axes(heads=(4,), state=(64,), dtype=("bf16", "fp32"), length=(256, 512, 1024, 2048))
-    timed = [Job(problem, (Entry("torch"),)) for problem in problems(sizes)]
+    timed = [Job((Entry(problem, "torch"),)) for problem in problems(sizes)]
     plan.append(("time PyTorch on this CPU", "sweep", timed))
     return plan
 
 
 def _jobs(axes: Axes) -> list[Job]:
-    entries = tuple(Entry(name) for name in choose_backends(axes.op, None))
-    return [Job(problem, entries) for problem in problems(axes)]
+    names = choose_backends(axes.op, None)
+    return [Job(tuple(Entry(problem, name) for name in names)) for problem in problems(axes)]
 
 
 def summary(page: Console, device: torch.device, outcomes: Sequence[Outcome]) -> int:

@@ -155,7 +155,7 @@ class Runner:
         for job in jobs:
             fresh = []
             for entry in job.entries:
-                entry = replace(entry, key=key(job.problem, entry, self.settings, environment))
+                entry = replace(entry, key=key(entry, self.settings, environment))
                 self.outcome.asked.append(entry.key)
                 row = known.get(entry.key)
                 if row is None or (self.retry and row.status in FAILED):
@@ -164,7 +164,7 @@ class Runner:
                     self.outcome.recorded.append(row)
             total += len(job.entries)
             if fresh:
-                self.queue.append(Job(job.problem, tuple(fresh)))
+                self.queue.append(Job(tuple(fresh)))
         self.observer.planned(total, len(self.outcome.recorded))
 
     def _start(self, seat: Seat) -> None:
@@ -286,13 +286,13 @@ class Runner:
             (guilty,) = left
         if guilty is not None and guilty in left:
             entry = left.pop(guilty)
-            row = blank_row(job.problem, entry, self.settings, seat.environment or {})
+            row = blank_row(entry, self.settings, seat.environment or {})
             what = f"{reason}; during: {seat.stage.what}"
             self._keep(replace(row, status=status, reason=what))
             rest = [tuple(left.values())] if left else []
         else:
             rest = [(entry,) for entry in left.values()]
-        self.queue.extendleft(Job(job.problem, entries) for entries in reversed(rest))
+        self.queue.extendleft(Job(entries) for entries in reversed(rest))
         seat.job, seat.left = None, {}
 
 

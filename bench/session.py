@@ -38,18 +38,18 @@ def resource_jobs(grid: Sequence[Problem], names: Sequence[str]) -> list[Job]:
             if implementation.resources is None:
                 continue
             configs = implementation.configs(problem, device)
-            entries += [Entry(name, config_dict(config)) for config in configs]
+            entries += [Entry(problem, name, config_dict(config)) for config in configs]
         if entries:
-            jobs.append(Job(problem, tuple(entries)))
+            jobs.append(Job(tuple(entries)))
     return jobs
 
 
 def choose_backends(op: OpName, asked: str | None) -> tuple[str, ...]:
-    """The backends named, or all that load here but the reference; raises UsageError."""
+    """The backends named, or all of ours that load here but the reference; raises UsageError."""
     known = registry.backends(op)
     if asked is None:
-        loaded = [name for name in known if registry.unavailable(op, name) is None]
-        return tuple(name for name in loaded if name != "reference")
+        ours = [name for name in known if name != "reference" and not registry.is_rival(op, name)]
+        return tuple(name for name in ours if registry.unavailable(op, name) is None)
     names = tuple(dict.fromkeys(part.strip() for part in asked.split(",")))
     for name in names:
         if name not in known:

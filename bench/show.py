@@ -75,10 +75,10 @@ class Watch:
 
     def stage(self, slot: Slot, job: Job, stage: Stage) -> None:
         """What a worker does now."""
-        who = "all" if stage.entry is None else job.entries[stage.entry].backend
-        self._bar.update(
-            self._task, stage=f"{who} {problem_name(job.problem.as_dict())}: {stage.what}"
-        )
+        entry = job.entries[stage.entry or 0]
+        who = "all" if stage.entry is None else entry.backend
+        name = problem_name(entry.problem.as_dict())
+        self._bar.update(self._task, stage=f"{who} {name}: {stage.what}")
 
     def ahead(self, done: int, total: int) -> None:
         """Problems whose kernels are compiled before the run."""

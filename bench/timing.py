@@ -18,12 +18,13 @@ from contextlib import contextmanager
 
 import numpy as np
 
+from ..kernels.bound import Bound
 from ..kernels.call import Call
 from .buffers import restore
 from .gate import Gate, Verdict
 from .records import Samples, Times
 
-Run = Callable[[Call], None]
+Bind = Callable[[Call], Bound]
 
 TICK_S = 1e-3  # of a CPU sample: a thousand times the resolution of its clock and of a call to it
 COUNT = (10, 200)  # fewest and most samples of a device time
@@ -49,8 +50,8 @@ def order(rivals: int, turn: int) -> range:
     return range(rivals) if turn % 2 == 0 else range(rivals - 1, -1, -1)
 
 
-def host_time(run: Run, call: Call, wait: Callable[[], None]) -> Samples:
-    """Time until an eager call returns, in us; `wait` drains the queue before each."""
+def host_time(launch: Callable[[], None], wait: Callable[[], None]) -> Samples:
+    """Time until an eager launch returns, in us; `wait` drains the queue before each."""
     spent: list[float] = []
     with no_collection():
         begin = time.perf_counter()
@@ -59,48 +60,53 @@ def host_time(run: Run, call: Call, wait: Callable[[], None]) -> Samples:
         ):
             wait()
             start = time.perf_counter()
-            run(call)
+            launch()
             spent.append((time.perf_counter() - start) * 1e6)
     wait()
     return summarise(spent)
 
 
 class CpuBench:
-    """Times any number of implementations of one call on a CPU, on the same buffers."""
+    """Times any number of implementations on a CPU; those of one call on the same buffers."""
 
-    def __init__(self, pristine: Call) -> None:
-        """Make the buffers; a state updated in place moves on with every run."""
-        self.call = pristine.clone()
-        self.runs: list[Run] = []
+    def __init__(self) -> None:
+        """Begin with no contender; a state updated in place moves on with every run."""
+        self.bounds: list[Bound] = []
+        self._calls: dict[int, tuple[Call, Call]] = {}  # by the first's identity: it and its clone
 
-    def add(self, run: Run, *, deterministic: bool) -> None:
-        """Take part in the next measurement."""
-        self.runs.append(run)
+    def add(self, pristine: Call, bind: Bind, *, deterministic: bool) -> None:
+        """Take part in the next measurement, on a clone of a call."""
+        if id(pristine) not in self._calls:
+            self._calls[id(pristine)] = (pristine, pristine.clone())
+        self.bounds.append(bind(self._calls[id(pristine)][1]))
 
     def measure(self, budget_s: float) -> list[Times]:
         """The times of all, interleaved; `budget_s` of samples for each."""
-        single = [self._seconds(run, 1) for run in self.runs]
+        single = [self._seconds(bound, 1) for bound in self.bounds]
         repeats = [max(1, round(TICK_S / seconds)) for seconds in single]
         lengths = [count * seconds for count, seconds in zip(repeats, single, strict=True)]
-        spent: list[list[float]] = [[] for _ in self.runs]
+        spent: list[list[float]] = [[] for _ in self.bounds]
         with no_collection():
             for turn in range(turns(lengths, budget_s, CPU_COUNT)):
-                for i in order(len(self.runs), turn):
-                    seconds = self._seconds(self.runs[i], repeats[i])
+                for i in order(len(self.bounds), turn):
+                    seconds = self._seconds(self.bounds[i], repeats[i])
                     spent[i].append(seconds * 1e6 / repeats[i])
         return [Times("cpu", None, summarise(samples)) for samples in spent]
 
     def recheck(self, index: int, fresh: Gate, *, rival: bool = False) -> Verdict:
         """Judge what an implementation makes of other inputs in the timed buffers."""
-        restore(self.call, fresh.pristine)
-        self.call.poison()
-        self.runs[index](self.call)
-        return fresh.judge(self.call, rival=rival)
+        bound = self.bounds[index]
+        restore(bound.call, fresh.pristine)
+        bound.call.poison()
+        bound.refresh()
+        bound.launch()
+        bound.collect()
+        return fresh.judge(bound.call, rival=rival)
 
-    def _seconds(self, run: Run, repeats: int) -> float:
+    def _seconds(self, bound: Bound, repeats: int) -> float:
         start = time.perf_counter()
         for _ in range(repeats):
-            run(self.call)
+            bound.launch()
         return time.perf_counter() - start
 
 

@@ -17,16 +17,17 @@ from typing import Any
 import torch
 
 from ..kernels import registry
+from ..kernels.bound import Bound
 from ..kernels.call import Call
 from ..kernels.cases import make_call
 from ..kernels.problem import Problem
 from ..kernels.registry import Config, Implementation, config_dict
-from . import ceilings, plugins
+from . import ceilings, peers, plugins
 from .buffers import differing
 from .gate import Gate, Verdict
 from .gpu import Gpu
 from .graphs import FalseReplay, GraphBench, NotCaptured
-from .hard import HardCase, hard_cases
+from .hard import HardCase, hard_cases, rival_cases
 from .hardware import environment
 from .jobs import Done, Entry, Finished, Hello, Job, Settings, Stage, Start
 from .records import Row, Status, Times
@@ -72,11 +73,16 @@ class Solver:
     """One implementation and config, ready to run."""
 
     index: int  # of its entry
+    problem: Problem
     implementation: Implementation
     config: Config
 
     def __call__(self, call: Call) -> None:
         self.implementation.run(call, self.config)
+
+    def bind(self, call: Call) -> Bound:
+        """Prepare a call for launches that are timed."""
+        return self.implementation.bind(call, self.config)
 
     @property
     def name(self) -> str:
@@ -89,6 +95,7 @@ class Passed:
     """What is known of a solver whose result is right."""
 
     solver: Solver
+    pristine: Call
     verdict: Verdict
     compile_s: float
 
@@ -101,6 +108,7 @@ class Worker:
         self.device = torch.device(start.device)
         self.parent = parent
         self.gpu = Gpu(self.device) if self.device.type == "cuda" else None
+        peers.register()
         plugins.load(self.settings.plugins)
         self.environment = environment(self.device, interpreted=self.settings.interpret)
         self.environment |= {"command": self.settings.command, "ceilings": start.ceilings}
@@ -111,52 +119,68 @@ class Worker:
         """Send one row per entry; returns whether this process can be trusted with another job."""
         left = dict(enumerate(job.entries))
         try:
-            self._work(job, left)
+            self._work(left)
         except Exception as error:  # nobody's in particular: every entry left gets it
             for index in list(left):
-                self._fail(job, left, index, error)
+                self._fail(left, index, error)
         return self._healthy()
 
-    def _work(self, job: Job, left: dict[int, Entry]) -> None:
+    def _work(self, left: dict[int, Entry]) -> None:
         solvers = []
         for index, entry in list(left.items()):
             self._tell(index, "looking up")
             try:
-                solvers.append(self._solver(index, entry, job.problem))
+                solvers.append(self._solver(index, entry))
             except Exception as error:
-                self._fail(job, left, index, error)
+                self._fail(left, index, error)
         if self.settings.kind == "resources":
             for solver in solvers:
                 self._tell(solver.index, "compile")
                 try:
-                    self._compiled(job, left, solver)
+                    self._compiled(left, solver)
                 except Exception as error:
-                    self._fail(job, left, solver.index, error)
-        if not left:
+                    self._fail(left, solver.index, error)
             return
-        self._tell(None, "building inputs and their float64 truth")
-        gate = Gate(make_call(job.problem, self.settings.seed, self.device), self.settings.seed)
         passed = []
+        for problem in dict.fromkeys(solver.problem for solver in solvers):
+            passed += self._gate_all(left, problem, [s for s in solvers if s.problem == problem])
+        if self.settings.kind == "check":
+            for one in passed:
+                self._done(left, one)
+            return
+        self._time(left, passed)
+
+    def _gate_all(
+        self, left: dict[int, Entry], problem: Problem, solvers: list[Solver]
+    ) -> list[Passed]:
+        """Gate those who solve one problem; returns those who do it right."""
+        self._tell(None, f"building inputs of {problem.op} and their float64 truth")
+        passed: list[Passed] = []
+        try:
+            gate = self._gate(problem, self.settings.seed)
+        except Exception as error:
+            for solver in solvers:
+                self._fail(left, solver.index, error)
+            return passed
         for solver in solvers:
             self._tell(solver.index, "gate")
             try:
                 passed.append(self._gated(solver, gate))
             except Exception as error:
-                self._fail(job, left, solver.index, error)
-        if self.settings.kind == "check":
-            for one in passed:
-                self._done(job, left, one)
-            return
-        self._time(job, left, passed, gate)
+                self._fail(left, solver.index, error)
+        return passed
 
-    def _compiled(self, job: Job, left: dict[int, Entry], solver: Solver) -> None:
+    def _gate(self, problem: Problem, seed: int) -> Gate:
+        return Gate(make_call(problem, seed, self.device), seed)
+
+    def _compiled(self, left: dict[int, Entry], solver: Solver) -> None:
         """Send a row with what a config takes on sm_90a."""
         compiled = solver.implementation.resources
         if compiled is None:
             raise NotRun("skipped", "it compiles nothing")
         begin = time.perf_counter()
-        found = [asdict(kernel) for kernel in compiled(job.problem, solver.config)]
-        row = blank_row(job.problem, left.pop(solver.index), self.settings, self.environment)
+        found = [asdict(kernel) for kernel in compiled(solver.problem, solver.config)]
+        row = blank_row(left.pop(solver.index), self.settings, self.environment)
         row = replace(
             row,
             status="skipped",
@@ -167,44 +191,46 @@ class Worker:
         )
         self.parent.send(Done(solver.index, row))
 
-    def _time(self, job: Job, left: dict[int, Entry], passed: list[Passed], gate: Gate) -> None:
+    def _time(self, left: dict[int, Entry], passed: list[Passed]) -> None:
         """Time what passed, interleaved, and gate it again on inputs of another seed."""
         gpu = self.gpu
         if gpu is not None and self.environment.get("ceilings") is None:
             self._tell(None, "measuring ceilings")
             self.environment["ceilings"] = ceilings.measure(gpu)
-        self._tell(None, "making buffers to time on")
-        bench = GraphBench(gate.pristine, gpu) if gpu else CpuBench(gate.pristine)
+        bench = GraphBench(gpu) if gpu else CpuBench()
         timed = []
         for one in passed:
-            implementation = one.solver.implementation
-            if self._interpreted(one.solver):
-                self._done(job, left, one, reason="not timed: it ran through its interpreter")
+            solver, pristine = one.solver, one.pristine
+            if self._interpreted(solver):
+                self._done(left, one, reason="not timed: it ran through its interpreter")
                 continue
-            self._tell(one.solver.index, "capture in a graph")
+            self._tell(solver.index, "capture in a graph")
             try:
-                bench.add(one.solver, deterministic=implementation.deterministic)
+                deterministic = solver.implementation.deterministic
+                bench.add(pristine, solver.bind, deterministic=deterministic)
                 timed.append(one)
             except NotCaptured as error:
-                host = host_time(one.solver, gate.pristine.clone(), self._wait)
+                host = host_time(solver.bind(pristine.clone()).launch, self._wait)
                 times = Times("cuda", None, None, host)
-                self._done(job, left, one, times, reason=f"no device time: {error}")
+                self._done(left, one, times, reason=f"no device time: {error}")
             except Exception as error:
-                self._fail(job, left, one.solver.index, error)
+                self._fail(left, solver.index, error)
         if not timed:
             return
         self._tell(timed[0].solver.index if len(timed) == 1 else None, "timing")
         all_times = bench.measure(self.settings.budget_s)
-        self._tell(None, "building other inputs and their float64 truth")
-        seed = self.settings.seed + 1
-        fresh = Gate(make_call(job.problem, seed, self.device), seed)
+        fresh: dict[Problem, Gate] = {}
         for position, (one, times) in enumerate(zip(timed, all_times, strict=True)):
+            problem = one.solver.problem
+            if problem not in fresh:
+                self._tell(None, f"building other inputs of {problem.op} and their float64 truth")
+                fresh = {problem: self._gate(problem, self.settings.seed + 1)}  # one at a time
             self._tell(one.solver.index, "gate after timing")
             try:
-                self._believe(bench, position, one, times, fresh)
-                self._done(job, left, one, times)
+                self._believe(bench, position, one, times, fresh[problem])
+                self._done(left, one, times)
             except Exception as error:
-                self._fail(job, left, one.solver.index, error)
+                self._fail(left, one.solver.index, error)
 
     def _believe(
         self, bench: GraphBench | CpuBench, position: int, one: Passed, times: Times, fresh: Gate
@@ -219,31 +245,36 @@ class Worker:
             if reason is not None:
                 raise NotRun("run-failed", reason)
 
-    def _solver(self, index: int, entry: Entry, problem: Problem) -> Solver:
+    def _solver(self, index: int, entry: Entry) -> Solver:
+        problem = entry.problem
         reason = registry.unavailable(problem.op, entry.backend)
         if reason is None and self.settings.kind != "resources":
             reason = registry.refusal(problem.op, entry.backend, problem, self.device)
         if reason is not None:
             raise NotRun("skipped", reason)
         implementation = registry.get(problem.op, entry.backend)
+        implementation.forget()
         if entry.config is None:
-            return Solver(index, implementation, implementation.default(problem, self.device))
+            return Solver(
+                index, problem, implementation, implementation.default(problem, self.device)
+            )
         for config in implementation.configs(problem, self.device):
             if config_dict(config) == entry.config:
-                return Solver(index, implementation, config)
+                return Solver(index, problem, implementation, config)
         raise NotRun("skipped", f"config {entry.config} is not legal for this problem here")
 
     def _gated(self, solver: Solver, gate: Gate) -> Passed:
-        """Gate a solver on the problem and, unless it is a rival, on the hard cases."""
+        """Gate a solver on the problem and on the hard cases; a rival on its own."""
         verdict, seconds = self._judged(solver, gate)
         if verdict.status == "wrong":
             raise NotRun("wrong", verdict.reason)
-        cases = () if solver.implementation.rival else hard_cases(gate.pristine.problem)
+        choose = rival_cases if solver.implementation.rival else hard_cases
+        cases = choose(gate.pristine.problem)
         for case in cases:
             reason = self._hard(solver, case)
             if reason is not None:
                 raise NotRun("wrong", f"hard case ({case}): {reason}")
-        return Passed(solver, verdict, seconds)
+        return Passed(solver, gate.pristine, verdict, seconds)
 
     def _hard(self, solver: Solver, case: HardCase) -> str | None:
         """Why a solver fails a hard case, or None; computed once per worker."""
@@ -313,24 +344,23 @@ class Worker:
     def _tell(self, entry: int | None, what: str) -> None:
         self.parent.send(Stage(entry, what))
 
-    def _fail(self, job: Job, left: dict[int, Entry], index: int, error: Exception) -> None:
+    def _fail(self, left: dict[int, Entry], index: int, error: Exception) -> None:
         status, reason = explain(error)
-        row = blank_row(job.problem, left.pop(index), self.settings, self.environment)
+        row = blank_row(left.pop(index), self.settings, self.environment)
         self.parent.send(Done(index, replace(row, status=status, reason=reason)))
         if self.device.type == "cuda" and self._healthy():
             torch.cuda.empty_cache()
 
     def _done(
         self,
-        job: Job,
         left: dict[int, Entry],
         one: Passed,
         times: Times | None = None,
         reason: str = "",
     ) -> None:
         index = one.solver.index
-        row = blank_row(job.problem, left.pop(index), self.settings, self.environment)
-        resources = self._figures(one.solver, job.problem) if times is not None else []
+        row = blank_row(left.pop(index), self.settings, self.environment)
+        resources = self._figures(one.solver) if times is not None else []
         row = replace(
             row,
             status=one.verdict.status,
@@ -343,14 +373,14 @@ class Worker:
         )
         self.parent.send(Done(index, row))
 
-    def _figures(self, solver: Solver, problem: Problem) -> list[dict[str, Any]]:
+    def _figures(self, solver: Solver) -> list[dict[str, Any]]:
         """What the compiler says of a timed kernel; nothing if it cannot be asked here."""
         compiled = solver.implementation.resources
         if compiled is None:
             return []
         self._tell(solver.index, "compile for its figures")
         with suppress(Exception):  # a right result and its time stand without them
-            return [asdict(kernel) for kernel in compiled(problem, solver.config)]
+            return [asdict(kernel) for kernel in compiled(solver.problem, solver.config)]
         return []
 
 
@@ -371,10 +401,9 @@ def explain(error: Exception) -> tuple[Status, str]:
     return "run-failed", reason
 
 
-def blank_row(
-    problem: Problem, entry: Entry, settings: Settings, environment: dict[str, Any]
-) -> Row:
+def blank_row(entry: Entry, settings: Settings, environment: dict[str, Any]) -> Row:
     """A row with everything that is known before the run."""
+    problem = entry.problem
     return Row(
         key=entry.key,
         op=problem.op,

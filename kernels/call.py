@@ -39,6 +39,16 @@ class Call:
         """Every tensor the call writes, by name: y, and state.phi, state.h, state.k, state.x."""
         return {"y": self.y} | {f"state.{name}": tensor for name, tensor in self.final.items()}
 
+    def tensors(self) -> dict[str, Tensor]:
+        """Every tensor of the call by name; a state updated in place appears once."""
+        found = {f"inputs.{name}": tensor for name, tensor in self.inputs.items()}
+        found |= {f"params.{name}": tensor for name, tensor in self.params.items()}
+        if self.state is not None and self.state is not self.final:
+            found |= {f"state.{name} given": tensor for name, tensor in self.state.items()}
+        found |= self.outputs()
+        extra = {"cu_seqlens": self.cu_seqlens, "state_indices": self.state_indices}
+        return found | {name: tensor for name, tensor in extra.items() if tensor is not None}
+
     def results(self) -> dict[str, Tensor]:
         """The outputs in float64, to compare; angles as (cos, sin), because 0 and 2 pi are one."""
         results = {name: tensor.double() for name, tensor in self.outputs().items()}

@@ -8,7 +8,7 @@ import torch
 from ..reference.mamba3 import Decay, Norm, Pairing, Step
 from .errors import OptionError
 
-OpName = Literal["prefill", "decode"]
+OpName = str  # `prefill` or `decode`
 Matmul = Literal["dtype", "tf32"]
 
 CHUNK_COLUMNS = 64  # columns (tokens x ranks) of one chunk in the FLOP count

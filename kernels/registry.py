@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from .bound import Bound, Stages, direct
 from .call import Call
 from .errors import BackendMissing, UnsupportedError
 from .problem import OpName, Problem
@@ -61,14 +62,21 @@ class Implementation:
     )
     deterministic: bool = True
     rival: bool = False  # other people's kernel: may be `inaccurate` and still be timed
+    stages: Stages | None = None  # None: `run` reads and writes the call's own buffers
+    forget: Callable[[], None] = lambda: None  # what it chose by itself for other problems
 
     def default(self, problem: Problem, device: torch.device) -> Config:
         """The first, hand-picked config for a problem on a device."""
         return next(iter(self.configs(problem, device)))
 
+    def bind(self, call: Call, config: Config) -> Bound:
+        """Prepare a call for launches, of which each does the whole work again."""
+        return Bound(call, config, self.stages or direct(self.run))
+
 
 _registered: dict[tuple[str, str], Implementation] = {}
 _added: dict[tuple[OpName, str], str] = {}  # (op, backend) -> full module name
+_rivals: set[tuple[OpName, str]] = set()  # other people's kernels: only on request
 
 # Backends whose kernels a CPU can run, slowly, to check them: the variable that must be set to 1
 # before the DSL is imported. Such a run says nothing about time.
@@ -78,13 +86,21 @@ INTERPRETERS = {"triton": "TRITON_INTERPRET"}
 KEPT_ON_DISK = ("triton", "tilelang")
 
 
-def add_module(op: OpName, backend: str, module: str) -> None:
+def add_module(op: OpName, backend: str, module: str, *, rival: bool = False) -> None:
     """Make a backend outside this package known by the full name of its module, not imported yet.
 
     A module that is imported anyway need not be added: `implements` makes its backend known.
+    rival: other people's kernel, which `auto` never picks.
     """
     _added[op, backend] = module
+    if rival:
+        _rivals.add((op, backend))
     unavailable.cache_clear()
+
+
+def is_rival(op: OpName, backend: str) -> bool:
+    """Whether a backend is other people's kernel; answered without importing it."""
+    return (op, backend) in _rivals
 
 
 def implements(
@@ -111,10 +127,44 @@ def implements(
             op, backend, run, supports, configs, resources, deterministic, rival
         )
         if (op, backend) not in MODULES:
-            add_module(op, backend, run.__module__)
+            add_module(op, backend, run.__module__, rival=rival)
         return run
 
     return register
+
+
+def adapts(
+    op: OpName,
+    backend: str,
+    stages: Stages,
+    *,
+    supports: Supports,
+    configs: Configs = lambda problem, device: (None,),
+    deterministic: bool = True,
+    forget: Callable[[], None] = lambda: None,
+) -> None:
+    """Register other people's kernel, fitted to a call by three stages; arguments as above.
+
+    forget: make an autotuner of its own choose anew, before each problem.
+    """
+
+    def run(call: Call, config: Config) -> None:
+        bound = Bound(call, config, stages)
+        bound.launch()
+        bound.collect()
+
+    _registered[op, backend] = Implementation(
+        op,
+        backend,
+        run,
+        supports,
+        configs,
+        deterministic=deterministic,
+        rival=True,
+        stages=stages,
+        forget=forget,
+    )
+    add_module(op, backend, stages.prepare.__module__, rival=True)
 
 
 @cache
@@ -167,7 +217,7 @@ def choose(op: OpName, backend: str, problem: Problem, device: torch.device) -> 
         return implementation
     reasons = {}
     for name in backends(op):
-        if name == "reference":  # float64 truth, step by step: only on request
+        if name == "reference" or is_rival(op, name):  # only on request
             continue
         reasons[name] = refusal(op, name, problem, device)
         if reasons[name] is None:

@@ -25,13 +25,13 @@ class Progress:
 
 
 def job(problem, *backends):
-    return Job(problem, tuple(Entry(backend) for backend in backends))
+    return Job(tuple(Entry(problem, backend) for backend in backends))
 
 
 def test_each_kernel_is_asked_for_once_with_its_hard_cases():
     """Two lengths share their hard cases; torch compiles nothing, an unknown backend is left."""
     jobs = ahead.compile_jobs([job(p, "triton", "torch", "nobody") for p in SMALL])
-    asked = [(j.problem, entry.backend) for j in jobs for entry in j.entries]
+    asked = [(entry.problem, entry.backend) for j in jobs for entry in j.entries]
     cases = {case.problem for p in SMALL for case in hard_cases(p)}
     assert len(asked) == len(set(asked))
     assert set(asked) == {(p, "triton") for p in (*SMALL, *cases)}
@@ -40,7 +40,7 @@ def test_each_kernel_is_asked_for_once_with_its_hard_cases():
 def test_a_hard_case_is_compiled_with_the_config_of_its_problem():
     """The gate runs hard cases with the config that is timed, not with their own default."""
     config = {"chunk": 16, "piece": 0, "segment": 0, "num_warps": 4, "num_stages": 1}
-    jobs = ahead.compile_jobs([Job(SMALL[0], (Entry("triton", config),))])
+    jobs = ahead.compile_jobs([Job((Entry(SMALL[0], "triton", config),))])
     assert len(jobs) > 1
     assert all(j.entries[0].config == config for j in jobs)
 

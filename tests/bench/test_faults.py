@@ -86,7 +86,7 @@ class Silent:
 
 
 def job(problem, names):
-    return Job(problem, tuple(Entry(name) for name in names))
+    return Job(tuple(Entry(problem, name) for name in names))
 
 
 @pytest.fixture(scope="module")

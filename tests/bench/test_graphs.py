@@ -11,6 +11,7 @@ from mamba3_bench.bench.clocks import Reading
 from mamba3_bench.bench.gate import Gate
 from mamba3_bench.bench.graphs import FalseReplay, GraphBench, NotCaptured, Throttled
 from mamba3_bench.kernels import registry
+from mamba3_bench.kernels.bound import Bound, Stages, direct
 from mamba3_bench.kernels.cases import make_call
 from mamba3_bench.kernels.problem import Problem
 
@@ -94,12 +95,70 @@ def solver(problem):
     return lambda call: implementation.run(call, config)
 
 
+def binds(run):
+    """How a function of a call is bound to it."""
+    return lambda call: Bound(call, None, direct(lambda call, config: run(call)))
+
+
+def staged(problem, compute=None):
+    """The torch backend as another library: inputs of its own, results that it allocates."""
+    run = compute or solver(problem)
+
+    def prepare(call, config):
+        own = call.clone()
+        return {"call": own, "tensors": own.tensors()}
+
+    def launch(call, tensors):
+        call.poison()
+        run(call)
+        return {name: tensor.clone() for name, tensor in call.outputs().items()}
+
+    def collect(call, arguments, results):
+        for name, tensor in call.outputs().items():
+            tensor.copy_(results[name])
+
+    return lambda call: Bound(call, None, Stages(prepare, launch, collect))
+
+
+@pytest.mark.parametrize("problem", [PREFILL, DECODE], ids=lambda p: p.op)
+def test_staged_kernel_is_timed_without_its_copies_and_judged_with_them(problem):
+    """Its buffers follow the call's: other inputs give their own results after timing."""
+    bench = GraphBench(StandIn())
+    bench.add(make_call(problem, 0), staged(problem), deterministic=True)
+    (times,) = bench.measure(0.01)
+    assert times.cold.count >= 10
+    assert bench.recheck(0, Gate(make_call(problem, 1), 1)).status == "ok"
+
+
+def test_staged_launch_outside_the_graph_is_noticed():
+    """The results that a capture left are poisoned before the replay."""
+    bench = GraphBench(LosesLaunches())
+    with pytest.raises(FalseReplay, match="y"):
+        bench.add(make_call(PREFILL, 0), staged(PREFILL), deterministic=True)
+
+
+def test_staged_kernel_that_remembers_fails_after_timing():
+    """Results of the first inputs are not those of the second."""
+    run, memory = solver(PREFILL), {}
+
+    def remembers(call):
+        if not memory:
+            run(call)
+            memory.update({name: tensor.clone() for name, tensor in call.outputs().items()})
+        for name, tensor in call.outputs().items():
+            tensor.copy_(memory[name])
+
+    bench = GraphBench(StandIn())
+    bench.add(make_call(PREFILL, 0), staged(PREFILL, remembers), deterministic=True)
+    assert bench.recheck(0, Gate(make_call(PREFILL, 1), 1)).status == "wrong"
+
+
 @pytest.mark.parametrize("problem", [PREFILL, DECODE], ids=lambda p: p.op)
 def test_right_kernel_gets_cold_warm_and_host_times(problem):
     """The clones exceed the cache, both numbers exist, and the timed buffers pass the gate."""
     gpu = StandIn()
-    bench = GraphBench(make_call(problem, 0), gpu)
-    bench.add(solver(problem), deterministic=True)
+    bench = GraphBench(gpu)
+    bench.add(make_call(problem, 0), binds(solver(problem)), deterministic=True)
     (times,) = bench.measure(0.01)
     assert times.device == "cuda"
     assert times.cold.count >= 10
@@ -112,23 +171,23 @@ def test_right_kernel_gets_cold_warm_and_host_times(problem):
 @pytest.mark.parametrize("problem", [PREFILL, DECODE], ids=lambda p: p.op)
 def test_launch_outside_the_graph_is_noticed(problem):
     """A replay that runs nothing leaves the poison, or a state that did not move."""
-    bench = GraphBench(make_call(problem, 0), LosesLaunches())
+    bench = GraphBench(LosesLaunches())
     with pytest.raises(FalseReplay, match="y"):
-        bench.add(solver(problem), deterministic=True)
+        bench.add(make_call(problem, 0), binds(solver(problem)), deterministic=True)
 
 
 def test_unrepeatable_kernel_outside_the_graph_is_noticed():
     """Without bits to compare, the poison still shows."""
-    bench = GraphBench(make_call(PREFILL, 0), LosesLaunches())
+    bench = GraphBench(LosesLaunches())
     with pytest.raises(FalseReplay, match="not finite"):
-        bench.add(solver(PREFILL), deterministic=False)
+        bench.add(make_call(PREFILL, 0), binds(solver(PREFILL)), deterministic=False)
 
 
 def test_failing_capture_has_its_reason():
     """What cannot be captured is told from what is captured wrongly."""
-    bench = GraphBench(make_call(PREFILL, 0), RefusesCapture())
+    bench = GraphBench(RefusesCapture())
     with pytest.raises(NotCaptured, match="not permitted"):
-        bench.add(solver(PREFILL), deterministic=True)
+        bench.add(make_call(PREFILL, 0), binds(solver(PREFILL)), deterministic=True)
 
 
 def test_remembered_output_fails_after_timing():
@@ -143,8 +202,8 @@ def test_remembered_output_fails_after_timing():
         for name, tensor in call.outputs().items():
             tensor.copy_(memory[name])
 
-    bench = GraphBench(make_call(PREFILL, 0), StandIn())
-    bench.add(remembers, deterministic=True)
+    bench = GraphBench(StandIn())
+    bench.add(make_call(PREFILL, 0), binds(remembers), deterministic=True)
     assert bench.recheck(0, Gate(make_call(PREFILL, 1), 1)).status == "wrong"
 
 
@@ -159,17 +218,17 @@ def test_kernel_that_fails_on_one_clone_is_noticed():
         if len({id(one) for one in seen}) > 2:
             call.y[-1, -1, -1, -1] += 1
 
-    bench = GraphBench(make_call(PREFILL, 0), StandIn())
+    bench = GraphBench(StandIn())
     with pytest.raises(FalseReplay, match="y of a clone differ"):
-        bench.add(tires, deterministic=True)
+        bench.add(make_call(PREFILL, 0), binds(tires), deterministic=True)
 
 
 def test_throttled_blocks_are_dropped_and_counted(monkeypatch):
     """Samples of a hot block are not among those kept."""
     monkeypatch.setattr(time, "sleep", lambda _: None)
     gpu = StandIn(throttled=[("power brake",)])
-    bench = GraphBench(make_call(PREFILL, 0), gpu)
-    bench.add(solver(PREFILL), deterministic=True)
+    bench = GraphBench(gpu)
+    bench.add(make_call(PREFILL, 0), binds(solver(PREFILL)), deterministic=True)
     (times,) = bench.measure(0.01)
     assert times.cold.dropped > 0
     assert times.cold.count >= 10
@@ -179,8 +238,8 @@ def test_throttled_blocks_are_dropped_and_counted(monkeypatch):
 def test_lasting_heat_ends_the_measurement(monkeypatch):
     """A GPU that never cools gives no number at all."""
     monkeypatch.setattr(time, "sleep", lambda _: None)
-    bench = GraphBench(make_call(PREFILL, 0), StandIn(throttled=[("hardware slowdown",)] * 99))
-    bench.add(solver(PREFILL), deterministic=True)
+    bench = GraphBench(StandIn(throttled=[("hardware slowdown",)] * 99))
+    bench.add(make_call(PREFILL, 0), binds(solver(PREFILL)), deterministic=True)
     with pytest.raises(Throttled, match="hardware slowdown"):
         bench.measure(0.01)
 
@@ -189,8 +248,8 @@ def test_no_cold_number_without_enough_clones(monkeypatch):
     """Where memory does not hold twice the L2, only the warm number is given."""
     gpu = StandIn(l2_bytes=1 << 28)
     monkeypatch.setattr(gpu, "free_bytes", lambda: 1 << 17)
-    bench = GraphBench(make_call(PREFILL, 0), gpu)
-    bench.add(solver(PREFILL), deterministic=True)
+    bench = GraphBench(gpu)
+    bench.add(make_call(PREFILL, 0), binds(solver(PREFILL)), deterministic=True)
     (times,) = bench.measure(0.01)
     assert times.cold is None
     assert times.warm.count >= 10
@@ -208,12 +267,12 @@ def test_rivals_are_interleaved_in_both_orders():
 
         return contender
 
-    bench = GraphBench(make_call(PREFILL, 0), StandIn(l2_bytes=1))
+    bench = GraphBench(StandIn(l2_bytes=1))
     for name in "ab":
-        bench.add(named(name), deterministic=True)
+        bench.add(make_call(PREFILL, 0), binds(named(name)), deterministic=True)
     replays = [one.cold for one in bench.contenders]
     for replay in replays:
-        del replay.clones[1:]
+        del replay.bounds[1:]
     del log[:]
     bench._block(replays, range(4), settle=False)
     assert "".join(log) == "abbaabba"

@@ -10,7 +10,7 @@ from mamba3_bench.bench.jobs import Entry, Settings
 from mamba3_bench.kernels.problem import Options, Problem
 
 PROBLEM = Problem("prefill", 2, 64, 4, 2, 32, 16, 1, 4, torch.bfloat16, torch.float32)
-ENTRY = Entry("triton", {"chunk": 64})
+ENTRY = Entry(PROBLEM, "triton", {"chunk": 64})
 SETTINGS = Settings("sweep")
 ENVIRONMENT = {
     "device": "cuda", "gpu": "NVIDIA H100", "driver": "570.1", "cuda": "12.8", "ptxas": "12.8.93",
@@ -21,7 +21,9 @@ ENVIRONMENT = {
 
 
 def key(problem=PROBLEM, entry=ENTRY, settings=SETTINGS, environment=ENVIRONMENT):
-    return keys.key(problem, entry, settings, environment)
+    if problem != PROBLEM:
+        entry = replace(entry, problem=problem)
+    return keys.key(entry, settings, environment)
 
 
 def test_equal_parts_make_equal_keys():
@@ -53,9 +55,9 @@ def test_other_options(option):
 def test_another_config_backend_kind_or_seed():
     """Each is another measurement; no config means the default, whatever that is."""
     others = [
-        key(entry=Entry("triton", {"chunk": 32})),
-        key(entry=Entry("triton")),
-        key(entry=Entry("torch", {"chunk": 64})),
+        key(entry=Entry(PROBLEM, "triton", {"chunk": 32})),
+        key(entry=Entry(PROBLEM, "triton")),
+        key(entry=Entry(PROBLEM, "torch", {"chunk": 64})),
         key(settings=replace(SETTINGS, seed=1)),
         key(settings=replace(SETTINGS, kind="check")),
     ]
