@@ -151,13 +151,13 @@ def recur(
         return tokens.x.unsqueeze(2).expand(-1, -1, R, -1, -1), state
     turned = tokens.step.unsqueeze(-1) * tokens.theta  # (B, L, H, S)
     phi, angles = state.phi.double(), []
-    for t in range(L):
-        phi = (phi + turned[:, t]).remainder(2 * math.pi)
+    for turned_t in turned.unbind(1):
+        phi = (phi + turned_t).remainder(2 * math.pi)
         angles.append(phi)
     phis = torch.stack(angles, 1).unsqueeze(2)  # (B, L, 1, H, S)
 
     k = rotate(tokens.b, phis, pairing)  # (B, L, R, H, N)
-    q = rotate(tokens.c, phis, pairing).permute(1, 0, 3, 4, 2).contiguous()  # (L, B, H, N, R)
+    q = rotate(tokens.c, phis, pairing).permute(1, 0, 3, 4, 2).flatten(1, 2)  # (L, B H, N, R)
     alpha = tokens.log_decay.exp()  # (B, L, H)
     beta, gamma = (1 - tokens.lam) * tokens.step * alpha, tokens.lam * tokens.step
     k_before = torch.cat((state.k.double().unsqueeze(1), k[:, :-1]), 1)
@@ -165,17 +165,18 @@ def recur(
     # beta_t sum_r x_{t-1,r} k_{t-1,r}^T + gamma_t sum_r x_t,r k_t,r^T is one product over 2R terms
     x_terms = (beta.unsqueeze(-1) * x_before, gamma.unsqueeze(-1) * tokens.x)
     left = torch.cat([per_rank(x, R, mimo_x) for x in x_terms], -1)  # (B, L, H, P, 2R)
-    left = left.movedim(1, 0).contiguous()
-    right = torch.cat((k_before, k), 2).permute(1, 0, 3, 2, 4).contiguous()  # (L, B, H, 2R, N)
-    decay = alpha.movedim(1, 0)[..., None, None]
+    left = left.movedim(1, 0).flatten(1, 2)  # (L, B H, P, 2R)
+    right = torch.cat((k_before, k), 2).permute(1, 0, 3, 2, 4).flatten(1, 2)  # (L, B H, 2R, N)
+    decay = alpha.movedim(1, 0).flatten(1)[..., None, None]
 
-    h, y = state.h.double(), []
-    for t in range(L):
-        h = decay[t] * h + left[t] @ right[t]  # (B, H, P, N)
-        y.append(h @ q[t])  # (B, H, P, R)
+    h, y = state.h.double().flatten(0, 1), []
+    for decay_t, left_t, right_t, q_t in zip(decay, left, right, q, strict=True):
+        h = torch.baddbmm(decay_t * h, left_t, right_t)  # (B H, P, N)
+        y.append(h @ q_t)  # (B H, P, R)
+    y_all = torch.stack(y, 1).view(-1, H, L, *y[0].shape[1:]).movedim(2, 1)  # (B, L, H, P, R)
     skip = 0.0 if d is None else d.double().view(H, 1, 1) * per_rank(tokens.x, R, mimo_x)
-    out = (torch.stack(y, 1) + skip).permute(0, 1, 4, 2, 3)
-    return out, State(phi, h, k[:, -1], tokens.x[:, -1])
+    out = (y_all + skip).permute(0, 1, 4, 2, 3)
+    return out, State(phi, h.view_as(state.h), k[:, -1], tokens.x[:, -1])
 
 
 def per_rank(x: Tensor, R: int, mimo_x: Tensor | None) -> Tensor:
