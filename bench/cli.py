@@ -100,6 +100,14 @@ def parser() -> argparse.ArgumentParser:
     _run_options(sweep, "runs/sweep")
     sweep.add_argument("--check-only", action="store_true", help="gate, but do not time")
     sweep.add_argument(
+        "--repeat",
+        type=positive,
+        default=1,
+        metavar="K",
+        help="measure everything in K fresh processes, one round after the other: `compare` learns "
+        "from them what differs between processes alone (1)",
+    )
+    sweep.add_argument(
         "--budget", type=float, default=0.3, metavar="S", help="seconds measured per entry (0.3)"
     )
     resources = add("resources", "registers, spills and shared memory of every shipped config")
@@ -109,6 +117,13 @@ def parser() -> argparse.ArgumentParser:
     report.add_argument("records", nargs="+", type=Path, help="record files (records.jsonl)")
     report.add_argument("--out", type=Path, default=Path("runs/report"), help="folder to write to")
     return top
+
+
+def positive(text: str) -> int:
+    """A whole number of at least 1."""
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
+    return int(text)
 
 
 def _grid_options(command: argparse.ArgumentParser) -> None:

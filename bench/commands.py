@@ -96,7 +96,12 @@ def measure(page: Console, arguments: argparse.Namespace, given: Sequence[str]) 
     plugins.load(arguments.plugin)
     axes = Axes(**arguments.axes)
     names = choose_backends(axes.op, arguments.backend)
-    jobs = [Job(tuple(Entry(problem, name) for name in names)) for problem in problems(axes)]
+    # one repeat after the other: what drifts between them shows as a difference between them
+    jobs = [
+        Job(tuple(Entry(problem, name, repeat=repeat) for name in names))
+        for repeat in range(getattr(arguments, "repeat", 1))
+        for problem in problems(axes)
+    ]
     count = sum(len(job.entries) for job in jobs)
     if count > MANY and not arguments.yes and sys.stdin.isatty():
         page.print(

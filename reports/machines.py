@@ -1,6 +1,7 @@
 """Where and how the rows were made: one entry per distinct machine and set of versions."""
 
 import json
+from collections import Counter
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
@@ -9,7 +10,7 @@ from ..bench.records import Row
 from .frame import device
 from .limits import ceilings
 
-PER_RUN = ("date", "command", "ceilings", "interpreted")  # differ between runs on one machine
+PER_RUN = ("date", "command", "ceilings", "interpreted", "gpu_uuid")  # differ on one machine
 MAIN_PACKAGES = ("torch", "triton", "tilelang", "nvidia-cutlass-dsl", "numpy")
 
 
@@ -43,6 +44,7 @@ def _facts(rows: list[Row]) -> list[tuple[str, str]]:
             _number(environment.get("sm_count"), "SMs"),
             _number(environment.get("l2_bytes"), "MiB of L2", 2**20),
         ),
+        "GPUs used": _shares(rows),
         "CPU": _joined(environment.get("cpu"), _number(environment.get("threads"), "threads")),
         "driver": environment.get("driver"),
         "CUDA": environment.get("cuda"),
@@ -62,6 +64,14 @@ def _values(rows: list[Row], name: str) -> list[str]:
     """What the rows say of one field, each value once."""
     values = (row.environment.get(name) for row in rows)
     return list(dict.fromkeys(str(value) for value in values if value))
+
+
+def _shares(rows: list[Row]) -> str:
+    """How many rows each GPU made, by the start of its UUID; nothing if there was only one."""
+    counts = Counter(str(row.environment.get("gpu_uuid"))[:8] for row in rows)
+    if len(counts) < 2:
+        return ""
+    return ", ".join(f"{uuid} ({count} rows)" for uuid, count in counts.items())
 
 
 def _number(value: Any, unit: str, divisor: int = 1) -> str:
