@@ -23,6 +23,7 @@ MEASURING = (
     "gpu.py",
     "graphs.py",
     "hard.py",
+    "sampler.py",
     "timing.py",
     "worker.py",
 )

@@ -62,9 +62,7 @@ def main(descriptor: int) -> None:
 class NotRun(Exception):
     """Ends the work on one entry, with the status and reason of its row."""
 
-    def __init__(
-        self, status: Status, reason: str, errors: dict[str, Error] | None = None
-    ) -> None:
+    def __init__(self, status: Status, reason: str, errors: dict[str, Error] | None = None) -> None:
         super().__init__(reason)
         self.status: Status = status
         self.reason = reason
