@@ -113,6 +113,14 @@ def parser() -> argparse.ArgumentParser:
     resources = add("resources", "registers, spills and shared memory of every shipped config")
     _grid_options(resources)
     _run_options(resources, None)
+    selftest = add("selftest", "what the harness itself gets wrong on this machine, measured")
+    _run_options(selftest, "runs/selftest")
+    selftest.add_argument(
+        "--repeat", type=positive, default=5, metavar="K", help="fresh processes to compare (5)"
+    )
+    selftest.add_argument(
+        "--budget", type=float, default=0.3, metavar="S", help="seconds measured per entry (0.3)"
+    )
     report = add("report", "tables, plots and one page from record files")
     report.add_argument("records", nargs="+", type=Path, help="record files (records.jsonl)")
     report.add_argument("--out", type=Path, default=Path("runs/report"), help="folder to write to")

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from ..kernels import registry
 from ..kernels.errors import OptionError
-from . import doctor, peers, plugins, quick, show
+from . import doctor, peers, plugins, quick, selftest, show
 from .grid import Axes, problems
 from .jobs import Entry, Job, Kind, Settings
 from .report import write_report
@@ -53,6 +53,8 @@ def run(arguments: argparse.Namespace, given: Sequence[str]) -> int:
                 return resources(page, arguments, given)
             case "quick":
                 return quick.tour(page, arguments, given)
+            case "selftest":
+                return selftest.run(page, arguments, given)
             case _:
                 return measure(page, arguments, given)
     except OptionError as error:

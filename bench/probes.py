@@ -1,0 +1,149 @@
+"""Probes of the timer itself: things whose duration is known, measured as kernels are measured."""
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+import torch
+
+from . import ceilings
+from .gpu import Gpu
+from .sampler import TARGET_S, Loop, Sampler
+
+EMPTY_ROUNDS = 9
+DURATIONS_NS = (2_000, 5_000, 10_000, 20_000, 50_000, 100_000, 200_000, 1_000_000)
+SLOWER = (0.0, 0.002, 0.005, 0.01, 0.02, 0.03)  # planted in a wait of SLOWED_NS
+SLOWED_NS = 50_000
+BUDGET_S = 0.1
+REPLAYS = 20  # under the profiler
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """A kernel that waits by the GPU's own timer, against what the harness says it took."""
+
+    asked_us: float
+    waited_us: float  # by the kernel's own account, median over its calls
+    measured_us: float  # by the harness: with what a kernel costs beside its wait
+
+
+@dataclass(frozen=True, slots=True)
+class Timer:
+    """The harness against the GPU's timer: measured = slope x waited + overhead."""
+
+    step_ns: int  # of the GPU's timer: a wait is known to one of them
+    waits: list[Wait]
+    slope: float
+    overhead_us: float
+    worst_us: float  # largest distance of a measured wait from the line
+
+
+@dataclass(frozen=True, slots=True)
+class Planted:
+    """A slowdown that is really there, as the harness measures it."""
+
+    planted: float  # of the wait alone
+    expected: float  # of the whole kernel, its overhead included
+    measured: float
+
+
+@dataclass(frozen=True, slots=True)
+class Traced:
+    """A replay by CUDA events and by CUPTI, as the profiler of torch reports it."""
+
+    calls: int
+    events_us: float  # of one replay, between the events around it
+    cupti_us: float  # from the begin of its first kernel to the end of its last
+    kernel_us: float  # one kernel by itself
+
+
+def empty_kernel(gpu: Gpu) -> list[float]:
+    """Microseconds of a kernel that writes one element, among many in a graph, several times."""
+    return [1e6 * ceilings.floor_time(gpu) for _ in range(EMPTY_ROUNDS)]
+
+
+class Waits:
+    """Graphs of the waiting kernel; raises ImportError without Triton."""
+
+    def __init__(self, gpu: Gpu) -> None:
+        """Load the kernel."""
+        # by name, and only when asked for: no module of this package needs a DSL
+        self.kernel: Any = import_module("mamba3_bench.kernels.triton.spin")
+        self.gpu = gpu
+        self.sampler = Sampler(gpu)
+
+    def loop(self, nanoseconds: int) -> tuple[Loop, torch.Tensor]:
+        """A graph of as many waits as a sample takes, and where they write how long they took."""
+        calls = max(1, math.ceil(TARGET_S * 1e9 / nanoseconds))
+        spent = torch.zeros(calls, dtype=torch.int64, device=self.gpu.device)
+
+        def queue() -> None:
+            for place in range(calls):
+                self.kernel.spin(spent, nanoseconds, place)
+
+        self.gpu.on_stream(lambda: self.kernel.spin(spent, nanoseconds, 0))
+        return Loop(self.gpu.capture(queue), calls), spent
+
+    def timer(self) -> Timer:
+        """Waits of many lengths, and the line through what was measured of them."""
+        waits = []
+        for nanoseconds in DURATIONS_NS:
+            loop, spent = self.loop(nanoseconds)
+            raw = self.sampler.interleave([loop], BUDGET_S)
+            waited = float(spent.double().median()) * 1e-3
+            waits.append(Wait(nanoseconds * 1e-3, waited, statistics.median(raw.spent[0])))
+        slope, overhead, worst = fit(waits)
+        return Timer(self.kernel.timer_step(self.gpu.device), waits, slope, overhead, worst)
+
+    def planted(self, overhead_us: float) -> list[Planted]:
+        """Waits that are longer by a known share, timed interleaved with one that is not."""
+        found = []
+        base, _ = self.loop(SLOWED_NS)
+        for share in SLOWER:
+            other, _ = self.loop(round(SLOWED_NS * (1 + share)))
+            first, second = self.sampler.interleave([base, other], BUDGET_S).spent
+            ratio = statistics.median(second) / statistics.median(first)
+            expected = share * SLOWED_NS / (SLOWED_NS + 1e3 * overhead_us)
+            found.append(Planted(share, expected, ratio - 1))
+        return found
+
+    def traced(self) -> Traced:
+        """The same replays by events and by CUPTI; raises RuntimeError if CUPTI sees nothing."""
+        loop, _ = self.loop(10_000)
+        raw = self.sampler.interleave([loop], BUDGET_S)
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as trace:
+            for _ in range(REPLAYS):
+                self.gpu.queue(loop.launch)
+                self.gpu.wait()
+        spans = kernel_spans(trace)
+        if len(spans) != REPLAYS * loop.calls:
+            raise RuntimeError(f"CUPTI reports {len(spans)} of {REPLAYS * loop.calls} kernels")
+        replays = [spans[i : i + loop.calls] for i in range(0, len(spans), loop.calls)]
+        return Traced(
+            calls=loop.calls,
+            events_us=statistics.median(raw.spent[0]) * loop.calls,
+            cupti_us=statistics.median(one[-1][1] - one[0][0] for one in replays),
+            kernel_us=statistics.median(end - begin for begin, end in spans),
+        )
+
+
+def fit(waits: Sequence[Wait]) -> tuple[float, float, float]:
+    """Slope, overhead and largest residual of the line; relative errors weigh the same."""
+    x = np.array([wait.waited_us for wait in waits])
+    y = np.array([wait.measured_us for wait in waits])
+    slope, overhead = np.polyfit(x, y, 1, w=1 / x)
+    return float(slope), float(overhead), float(np.abs(y - slope * x - overhead).max())
+
+
+def kernel_spans(trace: Any) -> list[tuple[float, float]]:
+    """Begin and end of each kernel in microseconds, in order of time."""
+    spans = [
+        (event.time_range.start, event.time_range.end)
+        for event in trace.events()
+        if event.device_type.name == "CUDA" and "spin" in event.name
+    ]
+    return sorted(spans)
