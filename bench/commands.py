@@ -17,7 +17,7 @@ from .compare import compare as compare_runs
 from .grid import Axes, problems
 from .jobs import Entry, Job, Kind, Settings
 from .records import Row
-from .report import comparison_text, show_comparison, write_report
+from .report import comparison_text, show_comparison, show_report, write_report
 from .runner import RunError
 from .session import (
     NOTHING,
@@ -153,6 +153,7 @@ def report(page: Console, paths: Sequence[Path], out: Path) -> int:
     missing = [path for path in paths if not path.is_file()]
     if missing:
         raise UsageError(f"no such record file: {', '.join(map(str, missing))}")
+    show_report(page, paths)
     write_report(page, paths, out)
     return RIGHT
 

@@ -3,7 +3,6 @@
 import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
@@ -11,6 +10,7 @@ import numpy as np
 import torch
 
 from . import ceilings
+from .budget import Planted, Timer, Traced, Wait
 from .gpu import Gpu
 from .sampler import TARGET_S, Loop, Sampler
 
@@ -20,45 +20,6 @@ SLOWER = (0.0, 0.002, 0.005, 0.01, 0.02, 0.03)  # planted in a wait of SLOWED_NS
 SLOWED_NS = 50_000
 BUDGET_S = 0.1
 REPLAYS = 20  # under the profiler
-
-
-@dataclass(frozen=True, slots=True)
-class Wait:
-    """A kernel that waits by the GPU's own timer, against what the harness says it took."""
-
-    asked_us: float
-    waited_us: float  # by the kernel's own account, median over its calls
-    measured_us: float  # by the harness: with what a kernel costs beside its wait
-
-
-@dataclass(frozen=True, slots=True)
-class Timer:
-    """The harness against the GPU's timer: measured = slope x waited + overhead."""
-
-    step_ns: int  # of the GPU's timer: a wait is known to one of them
-    waits: list[Wait]
-    slope: float
-    overhead_us: float
-    worst_us: float  # largest distance of a measured wait from the line
-
-
-@dataclass(frozen=True, slots=True)
-class Planted:
-    """A slowdown that is really there, as the harness measures it."""
-
-    planted: float  # of the wait alone
-    expected: float  # of the whole kernel, its overhead included
-    measured: float
-
-
-@dataclass(frozen=True, slots=True)
-class Traced:
-    """A replay by CUDA events and by CUPTI, as the profiler of torch reports it."""
-
-    calls: int
-    events_us: float  # of one replay, between the events around it
-    cupti_us: float  # from the begin of its first kernel to the end of its last
-    kernel_us: float  # one kernel by itself
 
 
 def empty_kernel(gpu: Gpu) -> list[float]:

@@ -14,9 +14,17 @@ from .compare import Case, Comparison
 
 def write_report(page: Console, paths: Sequence[Path], out: Path) -> None:
     """Make tables, plots and the page from record files, and print where they are."""
-    write = import_module("mamba3_bench.reports.main").write
-    for path in write(list(paths), out):
-        page.print(str(path), highlight=False, soft_wrap=True)
+    written = import_module("mamba3_bench.reports.main").write(list(paths), out)
+    page.print(
+        f"report: {written[-1]}, and {len(written) - 1} tables and figures beside it",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def show_report(page: Console, paths: Sequence[Path]) -> None:
+    """Print the rows of record files, their averages and every reason."""
+    import_module("mamba3_bench.reports.main").show(list(paths), page)
 
 
 def show_comparison(page: Console, found: Comparison) -> None:

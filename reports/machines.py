@@ -51,8 +51,9 @@ def _facts(rows: list[Row]) -> list[tuple[str, str]]:
         "ptxas": environment.get("ptxas"),
         "Python": environment.get("python"),
         "packages": ", ".join(f"{name} {packages[name]}" for name in (*main, *others)),
-        "source": _source(environment),
+        "source": source(environment),
         "SM clock": _clocks(rows),
+        "throttling": _throttling(rows),
         "ceilings": _ceilings(rows),
         "dates": _span(sorted(_values(rows, "date"))),
         "commands": "; ".join(_values(rows, "command")),
@@ -82,7 +83,8 @@ def _joined(*parts: Any) -> str:
     return ", ".join(str(part) for part in parts if part)
 
 
-def _source(environment: dict[str, Any]) -> str:
+def source(environment: dict[str, Any]) -> str:
+    """The commit that ran, and whether it had changes; empty if it is not known."""
     commit = environment.get("commit")
     dirty = ", with uncommitted changes" if environment.get("dirty") else ""
     return f"commit {str(commit)[:12]}{dirty}" if commit else ""
@@ -93,6 +95,15 @@ def _clocks(rows: list[Row]) -> str:
     if not clocks:
         return ""
     return f"median {median(clocks):.0f} MHz, from {min(clocks):.0f} to {max(clocks):.0f} by row"
+
+
+def _throttling(rows: list[Row]) -> str:
+    """How many samples were dropped for heat or supply, of how many."""
+    times = [row.times for row in rows if row.times and row.times.device == "cuda"]
+    samples = [one for t in times for one in (t.cold, t.warm) if one]
+    dropped = sum(one.dropped for one in samples)
+    total = dropped + sum(one.count for one in samples)
+    return f"{dropped} of {total} samples were throttled and dropped" if samples else ""
 
 
 def _ceilings(rows: list[Row]) -> str:
