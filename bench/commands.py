@@ -12,7 +12,7 @@ from rich.table import Table
 from ..kernels import registry
 from ..kernels.errors import OptionError
 from . import doctor, peers, plugins, quick, selftest, show
-from .compare import CASES, PASSING, Asked, Case, NoRecords, load
+from .compare import CASES, PASSING, Asked, Case
 from .compare import compare as compare_runs
 from .grid import Axes, problems
 from .jobs import Entry, Job, Kind, Settings
@@ -34,6 +34,7 @@ from .session import (
     records_path,
     resource_jobs,
 )
+from .sides import NoRecords, load
 
 MANY = 2000  # entries: ask first
 

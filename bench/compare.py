@@ -13,19 +13,17 @@ two sides differ, the interval reaches from the ratio of times to the ratio of c
     wrong         NEW's result is outside its bound
 """
 
-import json
 import math
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import groupby
-from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Self, get_args
 
-from . import estimate, records
+from . import estimate
 from .estimate import Noise, Point
-from .records import TIMED, Row, Samples, Times
+from .records import TIMED, Row
+from .sides import Kind, Timed, grouped, namer, timed
 
 Case = Literal["same", "faster", "cannot tell", "slower", "not measured", "wrong"]
 CASES: tuple[Case, ...] = get_args(Case)  # from the best to the worst
@@ -39,16 +37,8 @@ EXIT: dict[Case, int] = {
 }
 PASSING: tuple[Case, ...] = ("same", "faster", "cannot tell")
 NOTHING = 3  # exit code: no shape is in both
-Kind = Literal["device", "cold", "warm", "host"]
 # What belongs to a run and may differ between sides: said, not judged.
 TOLD = ("gpu", "cpu", "driver", "cuda", "ptxas", "python", "packages", "commit", "dirty")
-
-
-class NoRecords(ValueError):
-    """There is nothing to compare on one side."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(f"no records in {path}: name a records.jsonl, or a folder that holds some")
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,19 +117,27 @@ class Comparison:
         return next((EXIT[case] for case in self.counts if case not in allowed), 0)
 
 
-def load(path: Path) -> list[list[Row]]:
-    """The rows of each record file: one file, or all below a folder; of a key the last row counts.
+@dataclass(frozen=True, slots=True)
+class Duel:
+    """The rows of one thing on both sides, and the times of them that are to be compared."""
 
-    Raises NoRecords.
-    """
-    files = sorted(path.rglob("*.jsonl")) if path.is_dir() else [path]
-    runs = [list({row.key: row for row in records.read([f])}.values()) for f in files if f.exists()]
-    if not any(runs):
-        raise NoRecords(path)
-    return runs
+    old: list[Row]
+    new: list[Row]
+    times: tuple[Timed, Timed] | None
+    untimed: str = ""  # why there are times and yet none to compare
 
-
-Key = tuple[str, str, str, str]  # op, backend, problem, config
+    @classmethod
+    def of(cls, old: list[Row], new: list[Row], kind: Kind) -> Self:
+        """The first kind of time that both sides have from one kind of clock."""
+        before, after = timed(old, kind), timed(new, kind)
+        for name in before:
+            if name not in after:
+                continue
+            clocks = before[name].device, after[name].device
+            if clocks[0] != clocks[1]:
+                return cls(old, new, None, f"OLD is a {clocks[0]} time, NEW a {clocks[1]} time")
+            return cls(old, new, (before[name], after[name]))
+        return cls(old, new, None)
 
 
 def compare(
@@ -147,130 +145,41 @@ def compare(
 ) -> Comparison:
     """Compare two sides; each is one or more runs, whose rows of one thing are its repeats."""
     asked = asked or Asked()
-    name = namer(old, new, asked)
-    sides = _grouped(old, name), _grouped(new, name)
-    keys = dict.fromkeys([*sides[0], *sides[1]])
-    pairs = {key: (sides[0].get(key, []), sides[1].get(key, [])) for key in keys}
-    chosen = {key: _kind(pair, asked.kind) for key, pair in pairs.items()}
-    noise = _noise(pairs, chosen, asked)
-    judged = sum(kind is not None for kind in chosen.values())
+    name = namer(old, new, asked.by_config)
+    sides = grouped(old, name), grouped(new, name)
+    duels = [
+        Duel.of(sides[0].get(key, []), sides[1].get(key, []), asked.kind)
+        for key in dict.fromkeys([*sides[0], *sides[1]])
+    ]
+    noise = _noise(duels, asked)
+    judged = sum(duel.times is not None for duel in duels)
     lines, added, untimed = [], 0, 0
-    for key, pair in pairs.items():
-        worked = any(row.status in TIMED for row in pair[0])
-        if not worked and any(row.status in TIMED for row in pair[1]):
+    for duel in duels:
+        worked = any(row.status in TIMED for row in duel.old)
+        if not worked and any(row.status in TIMED for row in duel.new):
             added += 1
-        if not worked and not any(row.status == "wrong" for row in pair[1]):
+        if not worked and not any(row.status == "wrong" for row in duel.new):
             continue
-        line = _line(pair, chosen[key], noise, asked, max(judged, 1))
+        line = _line(duel, noise, asked, max(judged, 1))
         untimed += line is None
         lines += [line] if line else []
     return Comparison(asked, noise, lines, _means(lines), added, untimed, _differing(old, new))
 
 
-def namer(
-    old: Sequence[Sequence[Row]], new: Sequence[Sequence[Row]], asked: Asked
-) -> Callable[[Row], Key]:
-    """What makes rows of the two sides the same thing.
-
-    A field that the problems of one side alone have, with one value, is newer than the other side:
-    it is left out.
-    """
-    fields: dict[str, list[dict[str, set[str]]]] = {}
-    for place, side in enumerate((old, new)):
-        for row in (row for run in side for row in run):
-            known = fields.setdefault(row.op, [{}, {}])[place]
-            for name, value in row.problem.items():
-                known.setdefault(name, set()).add(json.dumps(value))
-    ignored = {
-        op: {
-            name
-            for mine, other in (both, both[::-1])
-            for name in mine.keys() - other.keys()
-            if other and len(mine[name]) == 1
-        }
-        for op, both in fields.items()
-    }
-
-    def named(row: Row) -> Key:
-        problem = {k: v for k, v in row.problem.items() if k not in ignored[row.op]}
-        config = json.dumps(row.config, sort_keys=True) if asked.by_config else ""
-        return row.op, row.backend, json.dumps(problem, sort_keys=True), config
-
-    return named
-
-
-def _grouped(runs: Sequence[Sequence[Row]], name: Callable[[Row], Key]) -> dict[Key, list[Row]]:
-    """The rows of each thing, in the order of their first; of several configs the fastest."""
-    found: dict[Key, list[Row]] = {}
-    for run in runs:
-        for row in run:
-            found.setdefault(name(row), []).append(row)
-    return {key: _fastest(rows) for key, rows in found.items()}
-
-
-def _fastest(rows: list[Row]) -> list[Row]:
-    """The rows of the config with the least median, and those that are wrong."""
-
-    def config(row: Row) -> str:
-        return json.dumps(row.config, sort_keys=True)
-
-    timed = sorted((row for row in rows if row.times is not None), key=config)
-    groups = [list(group) for _, group in groupby(timed, config)]
-    if len(groups) < 2:
-        return rows
-    best = min(groups, key=lambda group: statistics.fmean(_main(row) for row in group))
-    return best + [row for row in rows if row.status == "wrong"]
-
-
-def _main(row: Row) -> float:
-    assert row.times is not None
-    samples = row.times.cold or row.times.warm or row.times.host
-    return samples.median if samples else math.inf
-
-
-def _samples(times: Times | None, kind: str) -> Samples | None:
-    return None if times is None else getattr(times, kind)
-
-
-def _kind(pair: tuple[list[Row], list[Row]], kind: Kind) -> str | None:
-    """The kind of time that both sides have; None if there is none."""
-    for name in ("cold", "warm") if kind == "device" else (kind,):
-        if all(any(_samples(row.times, name) for row in rows) for rows in pair):
-            return name
-    return None
-
-
-def _points(rows: Iterable[Row], kind: str) -> list[Point]:
-    found = (_samples(row.times, kind) for row in rows)
-    return [estimate.point(samples) for samples in found if samples]
-
-
-def _noise(
-    pairs: dict[Key, tuple[list[Row], list[Row]]], chosen: dict[Key, str | None], asked: Asked
-) -> dict[str, Noise]:
+def _noise(duels: Iterable[Duel], asked: Asked) -> dict[str, Noise]:
     """The noise between processes, by device."""
     sides: dict[str, list[list[Point]]] = {}
-    for key, pair in pairs.items():
-        kind = chosen[key]
-        for rows in pair if kind else ():
-            timed = [row for row in rows if row.times is not None]
-            assert timed[0].times is not None
-            sides.setdefault(timed[0].times.device, []).append(_points(timed, str(kind)))
+    for duel in duels:
+        for side in duel.times or ():
+            sides.setdefault(side.device, []).append(side.points)
     if asked.noise is not None:
         return {device: Noise(asked.noise, math.inf, measured=False) for device in sides}
     return {device: estimate.pool(points, device) for device, points in sides.items()}
 
 
-def _line(
-    pair: tuple[list[Row], list[Row]],
-    kind: str | None,
-    noise: dict[str, Noise],
-    asked: Asked,
-    judged: int,
-) -> Line | None:
+def _line(duel: Duel, noise: dict[str, Noise], asked: Asked, judged: int) -> Line | None:
     """The case of one thing; None if it is right on both sides and timed on none."""
-    old, new = pair
-    last = (new or old)[-1]
+    new, last = duel.new, (duel.new or duel.old)[-1]
     config = text_of(last.config) if asked.by_config else ""
     line = partial(Line, op=last.op, backend=last.backend, problem=last.problem, config=config)
     for row in new:
@@ -283,14 +192,14 @@ def _line(
         share = f"{len(failed)} of {len(new)} processes: " if len(new) > 1 else ""
         reason = f"{share}{failed[0].status}: {failed[0].reason}"
         return line(case="not measured", effect=None, reason=reason)
-    if kind is None:
-        if _kind((old, old), asked.kind) is None:
+    if duel.times is None:
+        if not timed(duel.old, asked.kind):
             return None
-        reason = new[-1].reason or f"no {asked.kind} time in NEW"
+        reason = duel.untimed or new[-1].reason or f"no {asked.kind} time in NEW"
         return line(case="not measured", effect=None, reason=reason)
-    effect = _effect(pair, kind, noise, asked, judged)
+    effect = _effect(*duel.times, noise, asked, judged)
     notes = [f"{row.status}: {row.reason}" for row in new[-1:] if row.status != "ok"]
-    configs = [text_of(next(row for row in rows if row.times).config) for rows in pair]
+    configs = [text_of(side.config) for side in duel.times]
     if configs[0] != configs[1]:
         notes.append(f"config {configs[0] or 'none'} -> {configs[1] or 'none'}")
     case = verdict(effect, asked.threshold)
@@ -298,40 +207,26 @@ def _line(
 
 
 def _effect(
-    pair: tuple[list[Row], list[Row]],
-    kind: str,
-    noise: dict[str, Noise],
-    asked: Asked,
-    judged: int,
+    before: Timed, after: Timed, noise: dict[str, Noise], asked: Asked, judged: int
 ) -> Effect:
     """The ratio with its interval, of one of `judged` things that share the confidence."""
-    timed = [[row for row in rows if _samples(row.times, kind)] for rows in pair]
-    points = [_points(rows, kind) for rows in timed]
-    assert timed[0][0].times is not None
-    scatter = noise[timed[0][0].times.device]
-    old, new = (estimate.estimate(side, scatter) for side in points)
+    old, new = (estimate.estimate(side.points, noise[side.device]) for side in (before, after))
     ratio = estimate.ratio(old, new)
     low, high = ratio.interval(1 - (1 - asked.confidence) / judged)
-    clocks = [_clock(rows) if kind != "host" else None for rows in timed]
-    if clocks[0] and clocks[1]:
-        cycles = clocks[1] / clocks[0]  # ratio of cycles = ratio of times x this
+    if before.clock_mhz and after.clock_mhz:
+        cycles = after.clock_mhz / before.clock_mhz  # ratio of cycles = ratio of times x this
         low, high = min(low, low * cycles), max(high, high * cycles)
     return Effect(
         ratio=math.exp(ratio.log),
         low=low,
         high=high,
-        kind=kind,
+        kind=after.kind,
         old_us=math.exp(old.log),
         new_us=math.exp(new.log),
-        old_mhz=clocks[0],
-        new_mhz=clocks[1],
-        processes=(len(points[0]), len(points[1])),
+        old_mhz=before.clock_mhz,
+        new_mhz=after.clock_mhz,
+        processes=(len(before.points), len(after.points)),
     )
-
-
-def _clock(rows: Sequence[Row]) -> float | None:
-    clocks = [row.times.sm_clock_mhz for row in rows if row.times and row.times.sm_clock_mhz]
-    return statistics.fmean(clocks) if clocks else None
 
 
 def verdict(effect: Effect, threshold: float) -> Case:

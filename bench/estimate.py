@@ -16,8 +16,8 @@ import math
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
-import numpy as np
 from scipy.special import stdtrit
 
 from .records import Samples
@@ -68,9 +68,13 @@ def point(samples: Samples) -> Point:
     """
     log_us = math.log(samples.median)
     if len(samples.values) >= 4:
-        blocks = np.array_split(np.log(samples.values), min(BLOCKS, len(samples.values) // 2))
-        medians = [float(np.median(block)) for block in blocks]
-        return Point(log_us, statistics.variance(medians) / len(medians))
+        count = min(BLOCKS, len(samples.values) // 2)
+        ends = [len(samples.values) * i // count for i in range(count + 1)]
+        blocks = [samples.values[begin:end] for begin, end in pairwise(ends)]
+        medians = [math.log(statistics.median(block)) for block in blocks]
+        mean = math.fsum(medians) / count
+        scatter = math.fsum((median - mean) ** 2 for median in medians) / (count - 1)
+        return Point(log_us, scatter / count)
     sigma = math.log(samples.q3 / samples.q1) / 1.349
     return Point(log_us, (1.2533 * sigma) ** 2 / max(samples.count, 1))
 

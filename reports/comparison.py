@@ -167,7 +167,7 @@ def as_markdown(found: Comparison) -> str:
     if first:
         parts.append(_markdown_table(first, same))
     if rest:
-        parts.append(f"<details><summary>{len(rest)} others</summary>\n")
+        parts.append(f"<details><summary>{len(rest)} more</summary>\n")
         parts.append(_markdown_table(rest, same))
         parts.append("</details>\n")
     if shape_text(same):
