@@ -89,7 +89,7 @@ def jobs(device: torch.device, repeats: int) -> list[Job]:
                 names = ("torch",)
             elif len(names) > 1:
                 names = tuple(name for name in names if name != "torch")
-            found.append(Job(problem, tuple(Entry(name, repeat=repeat) for name in names)))
+            found.append(Job(tuple(Entry(problem, name, repeat=repeat) for name in names)))
     return found
 
 
