@@ -130,6 +130,7 @@ def parser() -> argparse.ArgumentParser:
     _run_options(resources, None)
     selftest = add("selftest", "what the harness itself gets wrong on this machine, measured")
     _run_options(selftest, "runs/selftest")
+    selftest.add_argument("--backend", metavar="NAME,..", help="by default all but torch on a GPU")
     selftest.add_argument(
         "--repeat", type=positive, default=5, metavar="K", help="fresh processes to compare (5)"
     )

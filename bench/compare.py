@@ -210,8 +210,9 @@ def _effect(
     before: Timed, after: Timed, noise: dict[str, Noise], asked: Asked, judged: int
 ) -> Effect:
     """The ratio with its interval, of one of `judged` things that share the confidence."""
-    old, new = (estimate.estimate(side.points, noise[side.device]) for side in (before, after))
-    ratio = estimate.ratio(old, new)
+    scatter = noise[after.device]
+    ratio = estimate.ratio(before.points, after.points, scatter)
+    old, new = (estimate.estimate(side.points, scatter) for side in (before, after))
     low, high = ratio.interval(1 - (1 - asked.confidence) / judged)
     if before.clock_mhz and after.clock_mhz:
         cycles = after.clock_mhz / before.clock_mhz  # ratio of cycles = ratio of times x this

@@ -56,11 +56,11 @@ class Waits:
             loop, spent = self.loop(nanoseconds)
             raw = self.sampler.interleave([loop], BUDGET_S)
             waited = float(spent.double().median()) * 1e-3
-            waits.append(Wait(nanoseconds * 1e-3, waited, statistics.median(raw.spent[0])))
-        slope, overhead, worst = fit(waits)
-        return Timer(self.kernel.timer_step(self.gpu.device), waits, slope, overhead, worst)
+            measured = statistics.median(raw.spent[0])
+            waits.append(Wait(loop.calls, nanoseconds * 1e-3, waited, measured))
+        return Timer(self.kernel.timer_step(self.gpu.device), waits, *fit(waits))
 
-    def planted(self, overhead_us: float) -> list[Planted]:
+    def planted(self, timer: Timer) -> list[Planted]:
         """Waits that are longer by a known share, timed interleaved with one that is not."""
         found = []
         base, _ = self.loop(SLOWED_NS)
@@ -68,7 +68,8 @@ class Waits:
             other, _ = self.loop(round(SLOWED_NS * (1 + share)))
             first, second = self.sampler.interleave([base, other], BUDGET_S).spent
             ratio = statistics.median(second) / statistics.median(first)
-            expected = share * SLOWED_NS / (SLOWED_NS + 1e3 * overhead_us)
+            beside_us = timer.kernel_us + timer.replay_us / base.calls
+            expected = share * SLOWED_NS / (SLOWED_NS + 1e3 * beside_us)
             found.append(Planted(share, expected, ratio - 1))
         return found
 
@@ -76,7 +77,9 @@ class Waits:
         """The same replays by events and by CUPTI; raises RuntimeError if CUPTI sees nothing."""
         loop, _ = self.loop(10_000)
         raw = self.sampler.interleave([loop], BUDGET_S)
-        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as trace:
+        with torch.profiler.profile(
+            activities=[torch.profiler.ProfilerActivity.CUDA], acc_events=True
+        ) as trace:
             for _ in range(REPLAYS):
                 self.gpu.queue(loop.launch)
                 self.gpu.wait()
@@ -92,12 +95,17 @@ class Waits:
         )
 
 
-def fit(waits: Sequence[Wait]) -> tuple[float, float, float]:
-    """Slope, overhead and largest residual of the line; relative errors weigh the same."""
-    x = np.array([wait.waited_us for wait in waits])
+def fit(waits: Sequence[Wait]) -> tuple[float, float, float, float]:
+    """Slope, cost of a kernel, cost of a replay, and largest residual, in microseconds.
+
+    Least squares of measured = slope x waited + kernel + replay / calls, relative errors equal.
+    """
+    x = np.array([[wait.waited_us, 1, 1 / wait.calls] for wait in waits])
     y = np.array([wait.measured_us for wait in waits])
-    slope, overhead = np.polyfit(x, y, 1, w=1 / x)
-    return float(slope), float(overhead), float(np.abs(y - slope * x - overhead).max())
+    weights = 1 / x[:, 0]
+    found = np.linalg.lstsq(x * weights[:, None], y * weights, rcond=None)[0]
+    slope, kernel, replay = (float(value) for value in found)
+    return slope, kernel, replay, float(np.abs(y - x @ found).max())
 
 
 def kernel_spans(trace: Any) -> list[tuple[float, float]]:

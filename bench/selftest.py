@@ -15,7 +15,6 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from itertools import combinations
-from typing import Any
 
 import torch
 from rich.console import Console
@@ -23,9 +22,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from . import probes
-from .budget import FILE, FOUND, Agreement, Detected, SelfTest, facts
+from .budget import FILE, FOUND, SENSITIVE, Agreement, Detected, SelfTest, facts
 from .compare import Asked, Comparison, compare
-from .estimate import Noise, point, pool
+from .estimate import Point, squares
 from .gpu import Gpu
 from .grid import Axes, problems
 from .hardware import environment
@@ -40,9 +39,13 @@ from .session import (
     perform,
     records_path,
 )
+from .sides import Run, timed
 
+MOST_HALVES = 20
 SLOWDOWNS = (0.002, 0.005, 0.01, 0.015, 0.02, 0.03, 0.05, 0.1, 0.2)
-SENSITIVE = 0.001  # threshold when the question is what can be seen at all
+
+
+Side = Sequence[Run]
 
 
 def run(page: Console, arguments: argparse.Namespace, given: Sequence[str]) -> int:
@@ -65,7 +68,7 @@ def run(page: Console, arguments: argparse.Namespace, given: Sequence[str]) -> i
     else:
         why = "no GPU: a CPU is timed by its own clock alone"
         result.not_done |= dict.fromkeys(("empty kernel", "known duration", "CUPTI"), why)
-    outcome = perform(page, arguments, settings, jobs(device, arguments.repeat), "A against A")
+    outcome = perform(page, arguments, settings, jobs(device, arguments), "A against A")
     measure_agreement(result, outcome.all)
     result.write(path.parent / FILE)
     page.print(table_of(result))
@@ -73,7 +76,7 @@ def run(page: Console, arguments: argparse.Namespace, given: Sequence[str]) -> i
     return conclude(page, outcome, path)
 
 
-def jobs(device: torch.device, repeats: int) -> list[Job]:
+def jobs(device: torch.device, arguments: argparse.Namespace) -> list[Job]:
     """A few shapes from short to long, by every backend that times them here."""
     if device.type == "cuda":
         grid = problems(Axes(batch=(1, 8), length=(1024,)))
@@ -82,12 +85,12 @@ def jobs(device: torch.device, repeats: int) -> list[Job]:
         small = Axes(heads=(2,), head_size=(32,), state=(32,))
         grid = problems(Axes(**(asdict(small) | {"batch": (1, 2), "length": (16, 64, 131)})))
     found = []
-    for repeat in range(repeats):
+    for repeat in range(arguments.repeat):
         for problem in grid:
-            names = choose_backends(problem.op, None)
-            if device.type == "cpu":
+            names = choose_backends(problem.op, arguments.backend)
+            if arguments.backend is None and device.type == "cpu":
                 names = ("torch",)
-            elif len(names) > 1:
+            elif arguments.backend is None and len(names) > 1:
                 names = tuple(name for name in names if name != "torch")
             found.append(Job(tuple(Entry(problem, name, repeat=repeat) for name in names)))
     return found
@@ -100,50 +103,63 @@ def measure_agreement(result: SelfTest, rows: Sequence[Row], asked: Asked | None
     for row in rows:
         if row.times is not None:
             processes.setdefault(row.repeat, []).append(row)
-    if len(processes) < 2:
+    runs = list(processes.values())
+    result.between_sd = between(runs)
+    if len(runs) < 2:
         result.not_done["A against A"] = "needs times of at least two processes"
         return
-    runs = list(processes.values())
-    noise = noise_of(rows)
-    if noise.measured:
-        asked = replace(asked, noise=noise.sd)
-    pairs = [compare([a], [b], asked) for a, b in combinations(runs, 2)]
-    lines = [line for pair in pairs for line in pair.lines if line.effect]
-    cases = {case: sum(line.case == case for line in lines) for case in ("same", "cannot tell")}
-    cases |= {case: sum(line.case == case for line in lines) for case in ("faster", "slower")}
+    result.single = agreement([([a], [b]) for a, b in combinations(runs, 2)], asked)
+    if len(runs) < 4:
+        result.not_done["A against A with repeats"] = "needs times of at least four processes"
+        return
+    # every way to part the processes into two halves, each once
+    half = len(runs) // 2
+    chosen = [set(mine) for mine in combinations(range(2 * half), half) if 0 in mine]
+    halves = [
+        ([runs[i] for i in mine], [runs[i] for i in range(2 * half) if i not in mine])
+        for mine in chosen[:MOST_HALVES]
+    ]
+    result.repeated = agreement(halves, asked)
+
+
+def agreement(pairs: Sequence[tuple[Side, Side]], asked: Asked) -> Agreement:
+    """Compare sides of one thing, as they are and with NEW made slower."""
+    lines = [line for old, new in pairs for line in compare(old, new, asked).lines if line.effect]
     ratios = [line.effect.ratio for line in lines if line.effect]
-    result.agreement = Agreement(
-        processes=len(runs),
-        shapes=len({json.dumps([r.op, r.backend, r.problem]) for r in rows if r.times}),
+    names = ("same", "cannot tell", "faster", "slower")
+    cases = {case: sum(line.case == case for line in lines) for case in names}
+    sensitive = replace(asked, threshold=SENSITIVE)
+    detected = []
+    for share in SLOWDOWNS:
+        slowed = [
+            compare(old, [[slower(row, share) for row in run] for run in new], sensitive)
+            for old, new in pairs
+        ]
+        detected.append(Detected(share, share_slower(slowed)))
+    return Agreement(
+        processes=len(pairs[0][0]),
+        shapes=len({json.dumps([line.op, line.backend, line.problem]) for line in lines}),
         comparisons=len(lines),
         cases=cases,
         false_rate=(cases["faster"] + cases["slower"]) / len(lines),
-        between_sd=noise.sd if noise.measured else None,
         largest=max(math.exp(abs(math.log(ratio))) for ratio in ratios) - 1,
         threshold=asked.threshold,
-        noise=asked.noise if asked.noise is not None else noise.sd,
+        detected=detected,
+        smallest=min((one.slowdown for one in detected if one.found >= FOUND), default=None),
     )
-    sensitive = replace(asked, threshold=SENSITIVE)
-    for share in SLOWDOWNS:
-        slowed = [
-            compare([a], [[slower(row, share) for row in b]], sensitive)
-            for a, b in combinations(runs, 2)
-        ]
-        result.detected.append(Detected(share, share_slower(slowed)))
-    enough = [one.slowdown for one in result.detected if one.found >= FOUND]
-    result.smallest = min(enough, default=None)
 
 
-def noise_of(rows: Sequence[Row]) -> Noise:
-    """The scatter between the processes of some rows."""
-    sides: dict[str, list[Any]] = {}
-    for row in rows:
-        samples = row.times and (row.times.cold or row.times.warm)
-        if samples:
-            name = json.dumps([row.op, row.backend, row.problem])
-            sides.setdefault(name, []).append(point(samples))
-    devices = {row.times.device for row in rows if row.times}
-    return pool(sides.values(), "cuda" if "cuda" in devices else "cpu")
+def between(runs: Side) -> float | None:
+    """Standard deviation of log medians between processes, root mean square over all things."""
+    sides: dict[str, list[Point]] = {}
+    for row in (row for run in runs for row in run):
+        for one in timed([row], "device").values():
+            name = json.dumps([row.op, row.backend, row.problem, one.kind])
+            sides.setdefault(name, []).extend(one.points)
+    degrees = sum(len(points) - 1 for points in sides.values())
+    if not degrees:
+        return None
+    return math.sqrt(math.fsum(squares(points) for points in sides.values()) / degrees)
 
 
 def slower(row: Row, share: float) -> Row:
@@ -183,7 +199,7 @@ def probe(result: SelfTest, gpu: Gpu) -> None:
         result.not_done |= dict.fromkeys(("known duration", "CUPTI"), why)
         return
     result.timer = waits.timer()
-    result.planted = waits.planted(result.timer.overhead_us)
+    result.planted = waits.planted(result.timer)
     try:
         result.traced = waits.traced()
     except RuntimeError as error:

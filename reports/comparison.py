@@ -52,7 +52,7 @@ def notes(found: Comparison) -> list[str]:
     ]
     for device, noise in found.noise.items():
         source = (
-            f"measured from repeats ({noise.degrees:.0f} degrees of freedom)"
+            "typical of the repeats, each shape's own counts too"
             if noise.measured
             else "given"
             if asked.noise is not None
