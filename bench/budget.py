@@ -128,7 +128,8 @@ def facts(result: SelfTest) -> list[tuple[str, str]]:
             (
                 name,
                 f"{one.comparisons} comparisons of {one.shapes} shapes, {processes} a side: "
-                f"{cases}; {one.false_rate:.1%} false differences at a threshold of {one.threshold:.1%}; sides differ by "
+                f"{cases}; {one.false_rate:.1%} false differences at a threshold of "
+                f"{one.threshold:.1%}; sides differ by "
                 f"{one.largest:.2%} at most",
             )
         )
