@@ -18,6 +18,21 @@ EPILOG = """examples:
 exit codes: 0 all right, 1 something is wrong or failed, 2 bad arguments,
 3 nothing could be checked or measured, 130 interrupted (run the same again to go on)
 """
+COMPARE_EPILOG = """verdicts and exit codes, the worst one counts:
+   0  same          the interval of NEW / OLD lies within the threshold
+  10  faster        the interval lies below 1, and the effect reaches the threshold
+  11  cannot tell   the interval is too wide for any of the others
+  12  slower        the interval lies above 1, and the effect reaches the threshold
+  13  not measured  worked in OLD, and in NEW fails, is missing, or has no time
+  14  wrong         the result of NEW is outside its bound
+same, faster and cannot tell end with 0, unless --pass says otherwise; 2 is for bad arguments,
+3 if the sides have no shape in common, 1 for any other error.
+
+examples:
+  mamba3-bench compare runs/old runs/new
+  mamba3-bench compare runs/old runs/new --threshold 1% --markdown verdict.md --json verdict.json
+  mamba3-bench compare runs/old runs/new --pass same,faster       # cannot tell is a failure, too
+"""
 NUMBERS = {
     "state": "state size N",
     "rank": "MIMO rank R; 1 is SISO",
@@ -100,15 +115,104 @@ def parser() -> argparse.ArgumentParser:
     _run_options(sweep, "runs/sweep")
     sweep.add_argument("--check-only", action="store_true", help="gate, but do not time")
     sweep.add_argument(
+        "--repeat",
+        type=positive,
+        default=1,
+        metavar="K",
+        help="measure everything in K fresh processes, one round after the other: `compare` learns "
+        "from them what differs between processes alone (1)",
+    )
+    sweep.add_argument(
         "--budget", type=float, default=0.3, metavar="S", help="seconds measured per entry (0.3)"
     )
     resources = add("resources", "registers, spills and shared memory of every shipped config")
     _grid_options(resources)
     _run_options(resources, None)
+    selftest = add("selftest", "what the harness itself gets wrong on this machine, measured")
+    _run_options(selftest, "runs/selftest")
+    selftest.add_argument("--backend", metavar="NAME,..", help="by default all but torch on a GPU")
+    selftest.add_argument(
+        "--repeat", type=positive, default=5, metavar="K", help="fresh processes to compare (5)"
+    )
+    selftest.add_argument(
+        "--budget", type=float, default=0.3, metavar="S", help="seconds measured per entry (0.3)"
+    )
+    _compare_options(commands)
     report = add("report", "tables, plots and one page from record files")
     report.add_argument("records", nargs="+", type=Path, help="record files (records.jsonl)")
     report.add_argument("--out", type=Path, default=Path("runs/report"), help="folder to write to")
     return top
+
+
+def _compare_options(commands: Any) -> None:
+    """`compare`: its exit codes are its own."""
+    text = "NEW against OLD: a verdict for each shape, and an exit code that can gate a merge"
+    command = commands.add_parser(
+        "compare",
+        help=text,
+        description=text,
+        epilog=COMPARE_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    for name in ("old", "new"):
+        command.add_argument(
+            name, metavar=name.upper(), type=Path, help="a records.jsonl, or a folder with some"
+        )
+    command.add_argument(
+        "--threshold", type=share, default=0.02, metavar="X", help="what counts: 2%% or 0.02 (2%%)"
+    )
+    command.add_argument(
+        "--confidence",
+        type=share,
+        default=0.95,
+        metavar="X",
+        help="that no shape at all is called different by mistake (95%%)",
+    )
+    command.add_argument(
+        "--time",
+        choices=("device", "cold", "warm", "host"),
+        default="device",
+        help="device: cold where both sides have it, else warm (device)",
+    )
+    command.add_argument(
+        "--noise",
+        type=share,
+        metavar="X",
+        help="scatter between processes, a standard deviation; by default from repeats",
+    )
+    command.add_argument(
+        "--pass",
+        dest="passing",
+        metavar="CASE,..",
+        help="cases that end with 0 (same,faster,cannot-tell); none: each has its own code",
+    )
+    command.add_argument("--op", metavar="NAME,..", help="these ops alone")
+    command.add_argument("--backend", metavar="NAME,..", help="these backends alone")
+    command.add_argument(
+        "--by-config",
+        action="store_true",
+        help="configs one by one; else the fastest of a backend stands for it",
+    )
+    command.add_argument("--markdown", type=Path, metavar="FILE", help="for a pull request; -")
+    command.add_argument("--json", type=Path, metavar="FILE", help="for a program; - is stdout")
+
+
+def share(text: str) -> float:
+    """`2%` or `0.02`: between 0 and 1."""
+    try:
+        value = float(text[:-1]) / 100 if text.endswith("%") else float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"expected a share such as 2% or 0.02, got {text!r}")
+    return value
+
+
+def positive(text: str) -> int:
+    """A whole number of at least 1."""
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
+    return int(text)
 
 
 def _grid_options(command: argparse.ArgumentParser) -> None:

@@ -11,10 +11,13 @@ from rich.table import Table
 
 from ..kernels import registry
 from ..kernels.errors import OptionError
-from . import doctor, peers, plugins, quick, show
+from . import doctor, peers, plugins, quick, selftest, show
+from .compare import CASES, PASSING, Asked, Case
+from .compare import compare as compare_runs
 from .grid import Axes, problems
 from .jobs import Entry, Job, Kind, Settings
-from .report import write_report
+from .records import Row
+from .report import comparison_text, show_comparison, show_report, write_report
 from .runner import RunError
 from .session import (
     NOTHING,
@@ -31,6 +34,7 @@ from .session import (
     records_path,
     resource_jobs,
 )
+from .sides import NoRecords, load
 
 MANY = 2000  # entries: ask first
 
@@ -49,10 +53,14 @@ def run(arguments: argparse.Namespace, given: Sequence[str]) -> int:
                 return doctor.report(page)
             case "report":
                 return report(page, arguments.records, arguments.out)
+            case "compare":
+                return compare(page, arguments)
             case "resources":
                 return resources(page, arguments, given)
             case "quick":
                 return quick.tour(page, arguments, given)
+            case "selftest":
+                return selftest.run(page, arguments, given)
             case _:
                 return measure(page, arguments, given)
     except OptionError as error:
@@ -96,7 +104,12 @@ def measure(page: Console, arguments: argparse.Namespace, given: Sequence[str]) 
     plugins.load(arguments.plugin)
     axes = Axes(**arguments.axes)
     names = choose_backends(axes.op, arguments.backend)
-    jobs = [Job(tuple(Entry(problem, name) for name in names)) for problem in problems(axes)]
+    # one repeat after the other: what drifts between them shows as a difference between them
+    jobs = [
+        Job(tuple(Entry(problem, name, repeat=repeat) for name in names))
+        for repeat in range(getattr(arguments, "repeat", 1))
+        for problem in problems(axes)
+    ]
     count = sum(len(job.entries) for job in jobs)
     if count > MANY and not arguments.yes and sys.stdin.isatty():
         page.print(
@@ -141,5 +154,64 @@ def report(page: Console, paths: Sequence[Path], out: Path) -> int:
     missing = [path for path in paths if not path.is_file()]
     if missing:
         raise UsageError(f"no such record file: {', '.join(map(str, missing))}")
+    show_report(page, paths)
     write_report(page, paths, out)
     return RIGHT
+
+
+def compare(page: Console, arguments: argparse.Namespace) -> int:
+    """Compare two sides; the exit code is that of the worst case that does not pass."""
+    asked = Asked(
+        threshold=arguments.threshold,
+        confidence=arguments.confidence,
+        kind=arguments.time,
+        noise=arguments.noise,
+        by_config=arguments.by_config,
+    )
+    passing = passing_cases(arguments.passing)
+    try:
+        old, new = (chosen(load(path), arguments) for path in (arguments.old, arguments.new))
+    except (NoRecords, ValueError) as error:
+        raise UsageError(str(error)) from error
+    found = compare_runs(old, new, asked)
+    forms = {"markdown": arguments.markdown, "json": arguments.json}
+    if "-" not in map(str, forms.values()):
+        show_comparison(page, found)
+    for form, path in forms.items():
+        if path is None:
+            continue
+        text = comparison_text(found, form, passing)
+        if str(path) == "-":
+            sys.stdout.write(text)
+        else:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+    return found.exit_code(passing)
+
+
+def chosen(runs: list[list[Row]], arguments: argparse.Namespace) -> list[list[Row]]:
+    """The rows of the ops and backends asked for."""
+    wanted = {
+        name: None if given is None else {part.strip() for part in given.split(",")}
+        for name, given in (("op", arguments.op), ("backend", arguments.backend))
+    }
+    return [
+        [
+            row
+            for row in run
+            if all(names is None or getattr(row, part) in names for part, names in wanted.items())
+        ]
+        for run in runs
+    ]
+
+
+def passing_cases(text: str | None) -> tuple[Case, ...]:
+    """The cases that end with 0; raises UsageError for a word that is none."""
+    if text is None:
+        return PASSING
+    words = [] if text == "none" else [part.strip().replace("-", " ") for part in text.split(",")]
+    unknown = [word for word in words if word not in CASES]
+    if unknown:
+        names = ", ".join(case.replace(" ", "-") for case in CASES)
+        raise UsageError(f"--pass: expected words out of {names}, or none, got {unknown[0]!r}")
+    return tuple(case for case in CASES if case in words)

@@ -11,7 +11,6 @@ Why so:
 - What is captured is the launch alone (`kernels/bound.py`): for our kernels the whole run, for a
   rival its kernels on arguments laid out beforehand, without the adapter's copies.
 - Warm: the graph runs the call many times on one clone, after an untimed replay.
-- A sample lasts about TARGET_S: events resolve about 0.5 us, and a graph's launch costs a few.
 - A replay is proved: outputs are poisoned, the graph is replayed once, and every clone must hold,
   bit for bit, what as many eager runs leave (finite numbers, for an implementation that does not
   claim repeatability). A launch on another stream than the captured one shows up here as NaN.
@@ -19,14 +18,11 @@ Why so:
   are judged by the gate again: neither a stale nor a remembered output can pass.
 - In-place states move on with each replay. They contract, so the time does not depend on it; before
   every proof they are put back.
-- Samples come in blocks of about BLOCK_S. While a block runs, NVML is asked for the SM clock and
-  the throttle reasons; a block under thermal or supply slowdown is dropped and counted.
+- How samples are taken, interleaved and dropped is in `sampler.py`.
 """
 
 import math
-import statistics
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -36,20 +32,17 @@ from ..kernels.bound import Bound
 from ..kernels.call import Call
 from .buffers import allocated_bytes, differing, restore, snapshot, touched_bytes
 from .gate import Gate, Verdict
-from .gpu import Gpu, Queue, Span
+from .gpu import Gpu
 from .records import Samples, Times
-from .timing import COUNT, Bind, host_time, order, summarise, turns
+from .sampler import TARGET_S, Loop, Sampler
+from .timing import Bind, host_time, summarise
 
 COLD = 4  # clones exceed the L2 this many times
 LEAST_COLD = 2
-TARGET_S = 200e-6  # of a sample
 FASTEST = 5e12  # bytes/s that no call exceeds: with it, enough clones for TARGET_S are made
 LONGEST_S = 50e-3  # of a cold sample, where fewer clones are still cold
-BLOCK_S = 10e-3
-WARM_UP_S = 0.1  # of replays before the first sample: clocks rise from idle in tens of ms
 CLONES = 1000
 MEMORY_SHARE = 0.6  # of the free memory that clones may take
-PATIENCE_S = (1.0, 4.0, 10.0)  # pauses when throttling leaves too few samples
 
 
 class NotCaptured(Exception):
@@ -60,22 +53,12 @@ class FalseReplay(Exception):
     """A replay does not do what an eager run does."""
 
 
-class Throttled(Exception):
-    """The GPU was too hot to be measured."""
-
-
 @dataclass(frozen=True, slots=True)
-class Replay:
+class Replay(Loop):
     """A captured graph over some bound clones, each launched `rounds` times."""
 
-    launch: Queue
     bounds: list[Bound]
     rounds: int
-
-    @property
-    def calls(self) -> int:
-        """Calls in one replay."""
-        return len(self.bounds) * self.rounds
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,15 +69,6 @@ class Contender:
     deterministic: bool
     cold: Replay | None
     warm: Replay
-
-
-@dataclass(frozen=True, slots=True)
-class Raw:
-    """Interleaved samples in us per call: `spent[i][j]` is rival i's j-th."""
-
-    spent: list[list[float]]
-    dropped: int  # of each rival, throttled
-    sm_clock_mhz: float | None  # median over the blocks
 
 
 class Clones:
@@ -117,6 +91,7 @@ class GraphBench:
     def __init__(self, gpu: Gpu) -> None:
         """Begin with no contender."""
         self.gpu = gpu
+        self.sampler = Sampler(gpu)
         self.contenders: list[Contender] = []
         self._clones: dict[int, Clones] = {}
 
@@ -134,7 +109,7 @@ class GraphBench:
         if len(calls) >= clones.least:
             cold = self._captured(bind, calls, 1)
             self._prove(pristine, bind, cold, deterministic)
-            seconds = self._seconds(cold)
+            seconds = self.sampler.seconds(cold)
         rounds = min(max(1, math.ceil(TARGET_S / seconds)), CLONES)
         warm = self._captured(bind, calls[:1], rounds)
         self._prove(pristine, bind, warm, deterministic)
@@ -150,50 +125,19 @@ class GraphBench:
         with_cold = [i for i, one in enumerate(self.contenders) if one.cold is not None]
         if with_cold:
             replays = [one.cold for one in self.contenders if one.cold is not None]
-            raw = self.interleave(replays, budget_s)
+            raw = self.sampler.interleave(replays, budget_s)
             clock = raw.sm_clock_mhz
             summaries = [summarise(spent, raw.dropped) for spent in raw.spent]
             cold = dict(zip(with_cold, summaries, strict=True))
-        raw = self.interleave([one.warm for one in self.contenders], budget_s / 2, settle=True)
+        raw = self.sampler.interleave(
+            [one.warm for one in self.contenders], budget_s / 2, settle=True
+        )
         warm = [summarise(spent, raw.dropped) for spent in raw.spent]
         clock = clock or raw.sm_clock_mhz
         return [
             Times("cuda", cold.get(i), warm[i], self._host(one), clock)
             for i, one in enumerate(self.contenders)
         ]
-
-    def interleave(
-        self, replays: Sequence[Replay], budget_s: float, *, settle: bool = False
-    ) -> Raw:
-        """Samples of several graphs, A B B A; with `settle`, each after an untimed replay.
-
-        Raises Throttled if that leaves too few samples.
-        """
-        seconds = [self._seconds(replay) * replay.calls for replay in replays]
-        self._warm_up(replays)
-        wanted = turns(seconds, budget_s, COUNT)
-        per_block = max(1, round(BLOCK_S / sum(seconds)))
-        spent: list[list[float]] = [[] for _ in replays]
-        clocks, dropped, reasons = [], 0, set[str]()
-        pauses = iter(PATIENCE_S)
-        while len(spent[0]) < wanted:
-            done = len(spent[0])
-            block = self._block(replays, range(done, min(done + per_block, wanted)), settle)
-            reading = self.gpu.reading()  # the queue is full: the GPU is busy with the block
-            self.gpu.wait()
-            if reading.throttled:
-                dropped += len(block[0])
-                reasons |= set(reading.throttled)
-                pause = next(pauses, None)
-                if pause is None:
-                    raise Throttled(f"throttled too often: {', '.join(sorted(reasons))}")
-                time.sleep(pause)
-                self._warm_up(replays)
-                continue
-            clocks += [] if reading.sm_mhz is None else [reading.sm_mhz]
-            for i, spans in enumerate(block):
-                spent[i] += [span.seconds() * 1e6 / replays[i].calls for span in spans]
-        return Raw(spent, dropped, statistics.median(clocks) if clocks else None)
 
     def recheck(self, index: int, fresh: Gate, *, rival: bool = False) -> Verdict:
         """Judge what the timed graph of a contender makes of other inputs in its buffers."""
@@ -226,7 +170,7 @@ class GraphBench:
 
         self.gpu.on_stream(bounds[0].launch)
         try:
-            return Replay(self.gpu.capture(launches), bounds, rounds)
+            return Replay(self.gpu.capture(launches), len(bounds) * rounds, bounds, rounds)
         except torch.OutOfMemoryError:
             raise
         except Exception as error:
@@ -289,25 +233,3 @@ class GraphBench:
             self.gpu.wait()
             seconds = time.perf_counter() - begin
         return seconds
-
-    def _seconds(self, replay: Replay) -> float:
-        """Rough device time of one call in a replay, the second of two."""
-        ((_, span),) = self._block([replay], range(2), settle=False)
-        self.gpu.wait()
-        return max(span.seconds() / replay.calls, 1e-7)
-
-    def _warm_up(self, replays: Sequence[Replay]) -> None:
-        begin = time.perf_counter()
-        while time.perf_counter() - begin < WARM_UP_S:
-            self._block(replays, range(1), settle=False)
-            self.gpu.wait()
-
-    def _block(self, replays: Sequence[Replay], numbers: range, settle: bool) -> list[list[Span]]:
-        """Queue some turns of samples without waiting; returns the spans of each rival."""
-        spans: list[list[Span]] = [[] for _ in replays]
-        for turn in numbers:
-            for i in order(len(replays), turn):
-                if settle:
-                    self.gpu.queue(replays[i].launch)
-                spans[i].append(self.gpu.span(replays[i].launch))
-        return spans

@@ -54,6 +54,7 @@ def environment(device: torch.device, *, interpreted: bool = False) -> dict[str,
         properties = torch.cuda.get_device_properties(device)
         found |= {
             "gpu": properties.name,
+            "gpu_uuid": str(properties.uuid),
             "compute_capability": f"{properties.major}.{properties.minor}",
             "sm_count": properties.multi_processor_count,
             "l2_bytes": properties.L2_cache_size,

@@ -17,6 +17,7 @@ class Entry:
     backend: str
     config: dict[str, Any] | None = None  # None: its hand-picked default for the problem
     key: str = ""
+    repeat: int = 0  # entries of another repeat are another process's
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +25,11 @@ class Job:
     """Those who are timed interleaved, so that their ratios are fair; often of one problem."""
 
     entries: tuple[Entry, ...]
+
+    @property
+    def repeat(self) -> int:
+        """The repeat that all entries belong to."""
+        return self.entries[0].repeat
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,13 +23,14 @@ MEASURING = (
     "gpu.py",
     "graphs.py",
     "hard.py",
+    "sampler.py",
     "timing.py",
     "worker.py",
 )
 
 
 def key(entry: Entry, settings: Settings, environment: dict[str, Any]) -> str:
-    """Hash of (source, config, problem, environment, seed, kind)."""
+    """Hash of (source, config, problem, environment, seed, kind, repeat)."""
     parts = {
         "source": source_hash(entry.problem.op, entry.backend, settings.plugins),
         "backend": entry.backend,
@@ -38,6 +39,7 @@ def key(entry: Entry, settings: Settings, environment: dict[str, Any]) -> str:
         "environment": identity(environment),
         "seed": settings.seed,
         "kind": settings.kind,
+        "repeat": entry.repeat,
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:20]
 

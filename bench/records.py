@@ -36,13 +36,23 @@ class Error:
 
 @dataclass(frozen=True, slots=True)
 class Samples:
-    """The distribution of one kind of time, in microseconds."""
+    """The distribution of one kind of time, in microseconds.
+
+    `values` are the samples in the order they were taken. Neighbours are correlated, so quartiles
+    and a count cannot tell how well the median is known; their order can.
+    """
 
     median: float
     q1: float
     q3: float
     count: int
     dropped: int = 0  # throttled samples, not counted above
+    values: tuple[float, ...] = ()  # five digits each; empty in records from before they were kept
+
+    @classmethod
+    def from_dict(cls, raw: dict[str, Any]) -> Self:
+        """The samples of one record."""
+        return cls(**raw | {"values": tuple(raw.get("values", ()))})
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +87,7 @@ class Row:
     resources: list[dict[str, Any]] = field(
         default_factory=list
     )  # registers, spills, shared memory
+    repeat: int = 0  # rows that differ in this alone are one thing, measured in several processes
 
     def __post_init__(self) -> None:
         if self.status not in get_args(Status):
@@ -94,7 +105,7 @@ class Row:
         if raw["times"] is not None:
             times = raw["times"]
             for name in ("cold", "warm", "host"):
-                times[name] = times[name] and Samples(**times[name])
+                times[name] = times[name] and Samples.from_dict(times[name])
             raw["times"] = Times(**times)
         return cls(**raw)
 

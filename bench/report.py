@@ -1,4 +1,7 @@
-"""Hands record files to the reports, which stand above this package."""
+"""Hands records and results to the reports, which stand above this package.
+
+They are looked up by name and only when asked for: reports import bench, never the other way round.
+"""
 
 from collections.abc import Sequence
 from importlib import import_module
@@ -6,10 +9,31 @@ from pathlib import Path
 
 from rich.console import Console
 
+from .compare import Case, Comparison
+
 
 def write_report(page: Console, paths: Sequence[Path], out: Path) -> None:
     """Make tables, plots and the page from record files, and print where they are."""
-    # looked up by name and only when asked for: reports import bench, never the other way round
-    write = import_module("mamba3_bench.reports.main").write
-    for path in write(list(paths), out):
-        page.print(str(path), highlight=False, soft_wrap=True)
+    written = import_module("mamba3_bench.reports.main").write(list(paths), out)
+    page.print(
+        f"report: {written[-1]}, and {len(written) - 1} tables and figures beside it",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def show_report(page: Console, paths: Sequence[Path]) -> None:
+    """Print the rows of record files, their averages and every reason."""
+    import_module("mamba3_bench.reports.main").show(list(paths), page)
+
+
+def show_comparison(page: Console, found: Comparison) -> None:
+    """Print a comparison."""
+    import_module("mamba3_bench.reports.comparison").show(found, page)
+
+
+def comparison_text(found: Comparison, form: str, passing: Sequence[Case]) -> str:
+    """A comparison as `markdown` or `json`."""
+    module = import_module("mamba3_bench.reports.comparison")
+    text = module.as_markdown(found) if form == "markdown" else module.as_json(found, passing)
+    return str(text)

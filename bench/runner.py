@@ -80,6 +80,7 @@ class Seat:
     process: Process | None = None
     environment: dict[str, Any] | None = None  # as of the last greeting
     greeted: bool = False
+    repeat: int | None = None  # that its worker is for
     job: Job | None = None
     left: dict[int, Entry] = field(default_factory=dict)
     stage: Stage = field(default_factory=lambda: Stage(None, "starting"))
@@ -181,9 +182,12 @@ class Runner:
         for seat in self.seats:
             if seat.job is not None or not self.queue:
                 continue
+            seat.job = self.queue.popleft()
+            if seat.process is not None and seat.repeat not in (None, seat.job.repeat):
+                self._bury(seat)  # what one process has in common, another repeat must not share
             if seat.process is None:
                 self._start(seat)
-            seat.job = self.queue.popleft()
+            seat.repeat = seat.job.repeat
             seat.left = dict(enumerate(seat.job.entries))
             if seat.greeted:
                 self._give(seat)
@@ -262,7 +266,7 @@ class Runner:
     def _bury(self, seat: Seat) -> None:
         assert seat.process is not None
         seat.process.kill()
-        seat.process = None
+        seat.process = seat.repeat = None
         seat.greeted = False
 
     def _lost(self, seat: Seat, status: Status, reason: str) -> None:

@@ -34,9 +34,10 @@ HOST_S = 0.1  # spent on host times
 
 
 def summarise(microseconds: Sequence[float], dropped: int = 0) -> Samples:
-    """Median, quartiles and count of some samples."""
+    """Median, quartiles, count and values of some samples, given in the order of their taking."""
     q1, median, q3 = (float(q) for q in np.percentile(microseconds, (25, 50, 75)))
-    return Samples(median, q1, q3, len(microseconds), dropped)
+    values = tuple(float(f"{value:.5g}") for value in microseconds)
+    return Samples(median, q1, q3, len(microseconds), dropped, values)
 
 
 def turns(seconds: Sequence[float], budget_s: float, count: tuple[int, int]) -> int:

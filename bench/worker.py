@@ -30,7 +30,7 @@ from .graphs import FalseReplay, GraphBench, NotCaptured
 from .hard import HardCase, hard_cases, rival_cases
 from .hardware import environment
 from .jobs import Done, Entry, Finished, Hello, Job, Settings, Stage, Start
-from .records import Row, Status, Times
+from .records import Error, Row, Status, Times
 from .timing import CpuBench, host_time
 
 PR_SET_PDEATHSIG = 1
@@ -62,10 +62,11 @@ def main(descriptor: int) -> None:
 class NotRun(Exception):
     """Ends the work on one entry, with the status and reason of its row."""
 
-    def __init__(self, status: Status, reason: str) -> None:
+    def __init__(self, status: Status, reason: str, errors: dict[str, Error] | None = None) -> None:
         super().__init__(reason)
         self.status: Status = status
         self.reason = reason
+        self.errors = errors or {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,7 +239,7 @@ class Worker:
         """Raise unless the timed buffers hold right results and the time is possible."""
         verdict = bench.recheck(position, fresh, rival=one.solver.implementation.rival)
         if verdict.status == "wrong":
-            raise NotRun("wrong", f"after timing: {verdict.reason}")
+            raise NotRun("wrong", f"after timing: {verdict.reason}", verdict.errors)
         if times.device == "cuda":
             nbytes = fresh.pristine.problem.bytes
             reason = ceilings.too_fast(times, nbytes, self.environment["ceilings"])
@@ -267,7 +268,7 @@ class Worker:
         """Gate a solver on the problem and on the hard cases; a rival on its own."""
         verdict, seconds = self._judged(solver, gate)
         if verdict.status == "wrong":
-            raise NotRun("wrong", verdict.reason)
+            raise NotRun("wrong", verdict.reason, verdict.errors)
         choose = rival_cases if solver.implementation.rival else hard_cases
         cases = choose(gate.pristine.problem)
         for case in cases:
@@ -347,7 +348,8 @@ class Worker:
     def _fail(self, left: dict[int, Entry], index: int, error: Exception) -> None:
         status, reason = explain(error)
         row = blank_row(left.pop(index), self.settings, self.environment)
-        self.parent.send(Done(index, replace(row, status=status, reason=reason)))
+        errors = error.errors if isinstance(error, NotRun) else {}
+        self.parent.send(Done(index, replace(row, status=status, reason=reason, errors=errors)))
         if self.device.type == "cuda" and self._healthy():
             torch.cuda.empty_cache()
 
@@ -416,4 +418,5 @@ def blank_row(entry: Entry, settings: Settings, environment: dict[str, Any]) -> 
         bytes=problem.bytes,
         flops=problem.flops,
         environment=environment,
+        repeat=entry.repeat,
     )

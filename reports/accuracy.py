@@ -25,7 +25,7 @@ def accuracy(table: pd.DataFrame, ink: dict[str, Ink]) -> list[Drawing]:
         for axes_i, op in zip(axes, ops, strict=True):
             _panel(axes_i, compared[compared["op"] == op], ink, highest)
             axes_i.set_title(op)
-        figure.supylabel("error over bound, lower is better")
+        figure.supylabel("error over bound (ratio), lower is better")
         title = "Error against bound"
         figure.suptitle(title, fontsize=10)
     black: dict[str, Any] = {"linestyle": "none", "color": "black", "markersize": 5}
@@ -40,7 +40,7 @@ def accuracy(table: pd.DataFrame, ink: dict[str, Ink]) -> list[Drawing]:
         "error, each over its bound. NaN and infinite errors are drawn at the upper edge, errors "
         f"below {LOWEST:g} of the bound at the lower edge."
     )
-    return [Drawing("accuracy", title, caption, figure)]
+    return [Drawing("accuracy", title, caption, figure, compared)]
 
 
 def _panel(axes: Axes, rows: pd.DataFrame, ink: dict[str, Ink], highest: float) -> None:

@@ -8,24 +8,29 @@ from typing import Any
 
 import pandas as pd
 
+from ..bench.estimate import Noise
 from ..bench.records import Row, Samples
 from .limits import error_ratio, limit, matmul_dtype
+from .repeats import Measured, merged, noise_of
 
 DIMS = ("B", "L", "H", "G", "P", "N", "R", "S")
 DTYPES = ("dtype", "state_dtype")
 TIMES = ("cold", "warm", "host")
 STATISTICS = ("us", "q1_us", "q3_us", "samples", "dropped")
+ENDS = ("low_us", "high_us")
 
 
 def frame(rows: Iterable[Row]) -> pd.DataFrame:
-    """One line per row, in order; of rows with the same key the last counts.
+    """One line per row, in order; of rows with the same key the last counts, repeats are one line.
 
+    `_low_us` and `_high_us` are the ends of the 95 % interval of a median.
     Units are in the column names: `_us` microseconds, `_mhz`, `_s`; `bytes`, `flops`,
     `intensity` FLOP per byte, `gb_per_s` 1e9 bytes and `tflop_per_s` 1e12 FLOP per second of the
     cold median. Fields of a problem beyond its dims and dtypes are columns `problem.<name>`.
     """
-    latest = {row.key: row for row in rows}
-    table = pd.DataFrame([flat(row) for row in latest.values()])
+    lines = merged({row.key: row for row in rows}.values())
+    noise = noise_of(lines)
+    table = pd.DataFrame([flat(line.row) | _known(line, noise) for line in lines])
     extra = sorted(name for name in table.columns if name.startswith("problem."))
     differing = [name for name in extra if table[name].nunique(dropna=False) > 1]
     table["variant"] = [_variant(line, differing) for _, line in table.iterrows()]
@@ -71,6 +76,7 @@ def flat(row: Row) -> dict[str, Any]:
         "spills": _most(row.resources, "spills"),
         "shared": _most(row.resources, "shared"),
         "compile_s": row.compile_s,
+        "gpu_uuid": environment.get("gpu_uuid"),
         "seed": row.seed,
         "commit": environment.get("commit"),
         "dirty": environment.get("dirty"),
@@ -81,6 +87,15 @@ def flat(row: Row) -> dict[str, Any]:
     known = {*DIMS, *DTYPES, "op"}
     line |= {f"problem.{n}": _text(v) for n, v in problem.items() if n not in known}
     return line
+
+
+def _known(line: Measured, noise: dict[str, Noise]) -> dict[str, float | None]:
+    """How often a line was measured, and the ends of its intervals."""
+    found: dict[str, float | None] = {"repeats": line.repeats}
+    for kind in TIMES:
+        ends = line.interval(kind, noise) or (None, None)
+        found |= {f"{kind}_{name}": end for name, end in zip(ENDS, ends, strict=True)}
+    return found
 
 
 def device(row: Row) -> str:

@@ -2,11 +2,12 @@
 
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
 import matplotlib
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -49,6 +50,10 @@ class Ink:
             "linewidth": 1.4,
         }
 
+    def bars(self, kind: str) -> dict[str, Any]:
+        """The same for `Axes.errorbar`."""
+        return self.style(kind) | {"capsize": 2.5, "elinewidth": 0.9}
+
 
 @dataclass(frozen=True, slots=True)
 class Drawing:
@@ -58,6 +63,13 @@ class Drawing:
     title: str
     caption: str
     figure: Figure
+    rows: pd.DataFrame  # that it draws
+
+    def named(self, name: str, title: str, caption: str) -> "Drawing":
+        """The same with its words, the title above the panels."""
+        with style():
+            self.figure.suptitle(title, fontsize=10)
+        return replace(self, name=name, title=title, caption=caption)
 
 
 def inks(backends: Iterable[str]) -> dict[str, Ink]:
@@ -74,13 +86,13 @@ def style() -> AbstractContextManager[None]:
     return matplotlib.rc_context(cast("Any", STYLE))
 
 
-def panels(count: int, share_x: bool = True) -> tuple[Figure, list[Axes]]:
-    """A figure of up to three panels a row; they share y, and x unless told otherwise."""
+def panels(count: int, *, share_x: bool = True, share_y: bool = True) -> tuple[Figure, list[Axes]]:
+    """A figure of up to three panels a row; they share their axes unless told otherwise."""
     columns = 2 if count == 4 else min(count, 3)
     lines = -(-count // columns)
     with style():
         figure = Figure(figsize=(max(5.4, 3.3 * columns), 0.9 + 2.7 * lines), layout="constrained")
-        grid = figure.subplots(lines, columns, sharex=share_x, sharey=True, squeeze=False)
+        grid = figure.subplots(lines, columns, sharex=share_x, sharey=share_y, squeeze=False)
     axes = list(grid.flat)
     for spare in axes[count:]:
         spare.set_visible(False)

@@ -11,11 +11,20 @@ from matplotlib.lines import Line2D
 from .frame import DIMS, DTYPES
 from .ink import GREY, Drawing, Ink, label_x, legend, log_ticks, panels, style
 
-WORDS = {"L": "sequence length", "N": "state size", "B": "batch", "R": "MIMO rank"}
+WORDS = {"L": "sequence length", "N": "state size", "B": "batch"}
+UNITS = {"L": "tokens", "N": "elements", "B": "sequences"}
 FACETS = {"L": ("N", "B"), "N": ("B", "L"), "B": ("N", "L"), "R": ("N", "B")}
 # fields that follow from a dim, and so must not split the line along it
-FOLLOWERS = {"L": ("problem.lengths",), "B": ("problem.pool",), "R": ("problem.optional",)}
+FOLLOWERS = {
+    "L": ("problem.lengths",),
+    "B": ("problem.pool",),
+    "R": ("problem.optional", "problem.option.pairing"),
+}
 MOST_FIGURES = 24
+BARS = (
+    "Bars are 95 % intervals of the median, with what differs between processes; most are smaller "
+    "than the markers."
+)
 
 
 def latency(table: pd.DataFrame, ink: dict[str, Ink]) -> list[Drawing]:
@@ -26,19 +35,17 @@ def latency(table: pd.DataFrame, ink: dict[str, Ink]) -> list[Drawing]:
     timed = table[table["cold_us"].notna() | table["warm_us"].notna()].copy()
     if timed.empty:
         return []
-    # theta turns a half or a quarter of N pairs: as a share, it stays the same along N
-    timed["pairs"] = timed["S"] / timed["N"]
     drawings = []
     for (device, op), group in timed.groupby(["device", "op"]):
         mine = [
             _draw(str(device), str(op), axis, part, ink)
             for axis in WORDS
-            for part in _parts(group, axis)
+            for part in parts(group, axis)
             if part[axis].nunique() > 1
         ]
         if not mine:
             axis = "L" if (group["L"] > 1).any() else "N"
-            mine = [_draw(str(device), str(op), axis, next(_parts(group, axis)), ink)]
+            mine = [_draw(str(device), str(op), axis, next(parts(group, axis)), ink)]
         drawings += mine
     fullest = sorted(drawings, key=lambda pair: -pair[0])[:MOST_FIGURES]
     return [
@@ -47,8 +54,10 @@ def latency(table: pd.DataFrame, ink: dict[str, Ink]) -> list[Drawing]:
     ]
 
 
-def _parts(group: pd.DataFrame, axis: str) -> Iterator[pd.DataFrame]:
+def parts(group: pd.DataFrame, axis: str) -> Iterator[pd.DataFrame]:
     """Rows that differ in the axis, the facets and the implementation alone."""
+    # theta turns a half or a quarter of N pairs: as a share, it stays the same along N
+    group = group.assign(pairs=group["S"] / group["N"])
     free = {axis, *FACETS[axis], "S", *FOLLOWERS.get(axis, ())}
     names = [*DIMS, *DTYPES, "pairs", *(n for n in group.columns if n.startswith("problem."))]
     fixed = [name for name in names if name not in free]
@@ -68,43 +77,48 @@ def _draw(
     with style():
         for axes_i, values in zip(axes, shown, strict=True):
             here = part[(part[facets] == list(values)).all(axis=1)]
-            _panel(axes_i, axis, here, ink)
+            draw_times(axes_i, axis, here, ink)
             axes_i.set_title(", ".join(f"{f} = {v}" for f, v in zip(facets, values, strict=True)))
             log_ticks(axes_i, "x", part[axis], base=2)
             log_ticks(axes_i, "y")
-        label_x(axes, f"{WORDS[axis]} {axis}{' (tokens)' if axis == 'L' else ''}")
+        label_x(axes, f"{WORDS[axis]} {axis} ({UNITS[axis]})")
         figure.supylabel(f"median {timer} per call (µs), lower is better")
         title = f"{op} on {device}: {timer} against {WORDS[axis]}"
         figure.suptitle(title, fontsize=10)
-    legend(figure, _entries(part, ink))
-    caption = f"{held(part)}. Bands reach from the first to the third quartile."
+    legend(figure, entries(part, ink))
+    caption = f"{held(part)}. {BARS}"
     if len(shown) < len(combinations):
         caption += f" {len(shown)} of {len(combinations)} panels are shown; the table has all rows."
-    return len(part), Drawing(f"latency-{op}-{axis}", title, caption, figure)
+    return len(part), Drawing(f"latency-{op}-{axis}", title, caption, figure, part)
 
 
-def _panel(axes: Axes, axis: str, rows: pd.DataFrame, ink: dict[str, Ink]) -> None:
+def draw_times(axes: Axes, axis: str, rows: pd.DataFrame, ink: dict[str, Ink]) -> None:
     for backend, mine in rows.groupby("backend"):
         for kind in ("cold", "warm"):
             timed = mine[mine[f"{kind}_us"].notna()].sort_values([axis, f"{kind}_us"])
             best = timed.drop_duplicates(axis)  # the fastest of several configs
             if best.empty:
                 continue
-            x, low, high = best[axis], best[f"{kind}_q1_us"], best[f"{kind}_q3_us"]
-            axes.plot(x, best[f"{kind}_us"], **ink[str(backend)].style(kind))
-            axes.fill_between(x, low, high, color=ink[str(backend)].colour, alpha=0.2, linewidth=0)
-            if len(best) == 1:  # a band needs two points
-                axes.vlines(x, low, high, color=ink[str(backend)].colour)
+            axes.errorbar(
+                best[axis], best[f"{kind}_us"], reach(best, kind), **ink[str(backend)].bars(kind)
+            )
     limit = rows[rows["limit_us"].notna()].sort_values([axis, "limit_us"]).drop_duplicates(axis)
     if len(limit):
         axes.plot(limit[axis], limit["limit_us"], **_limit_style())
+
+
+def reach(rows: pd.DataFrame, kind: str) -> list["pd.Series[float]"]:
+    """How far the interval of each median reaches below and above it, in microseconds."""
+    middle = rows[f"{kind}_us"]
+    low, high = rows[f"{kind}_low_us"], rows[f"{kind}_high_us"]
+    return [(middle - low).clip(lower=0), (high - middle).clip(lower=0)]
 
 
 def _limit_style() -> dict[str, Any]:
     return {"color": GREY, "linestyle": ":", "marker": "_"}
 
 
-def _entries(part: pd.DataFrame, ink: dict[str, Ink]) -> list[Line2D]:
+def entries(part: pd.DataFrame, ink: dict[str, Ink]) -> list[Line2D]:
     entries = []
     for backend, mine in part.groupby("backend"):
         for kind in ("cold", "warm"):

@@ -1,6 +1,7 @@
 """Where and how the rows were made: one entry per distinct machine and set of versions."""
 
 import json
+from collections import Counter
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
@@ -9,7 +10,7 @@ from ..bench.records import Row
 from .frame import device
 from .limits import ceilings
 
-PER_RUN = ("date", "command", "ceilings", "interpreted")  # differ between runs on one machine
+PER_RUN = ("date", "command", "ceilings", "interpreted", "gpu_uuid")  # differ on one machine
 MAIN_PACKAGES = ("torch", "triton", "tilelang", "nvidia-cutlass-dsl", "numpy")
 
 
@@ -43,14 +44,16 @@ def _facts(rows: list[Row]) -> list[tuple[str, str]]:
             _number(environment.get("sm_count"), "SMs"),
             _number(environment.get("l2_bytes"), "MiB of L2", 2**20),
         ),
+        "GPUs used": _shares(rows),
         "CPU": _joined(environment.get("cpu"), _number(environment.get("threads"), "threads")),
         "driver": environment.get("driver"),
         "CUDA": environment.get("cuda"),
         "ptxas": environment.get("ptxas"),
         "Python": environment.get("python"),
         "packages": ", ".join(f"{name} {packages[name]}" for name in (*main, *others)),
-        "source": _source(environment),
+        "source": source(environment),
         "SM clock": _clocks(rows),
+        "throttling": _throttling(rows),
         "ceilings": _ceilings(rows),
         "dates": _span(sorted(_values(rows, "date"))),
         "commands": "; ".join(_values(rows, "command")),
@@ -64,6 +67,14 @@ def _values(rows: list[Row], name: str) -> list[str]:
     return list(dict.fromkeys(str(value) for value in values if value))
 
 
+def _shares(rows: list[Row]) -> str:
+    """How many rows each GPU made, by the start of its UUID; nothing if there was only one."""
+    counts = Counter(str(row.environment.get("gpu_uuid"))[:8] for row in rows)
+    if len(counts) < 2:
+        return ""
+    return ", ".join(f"{uuid} ({count} rows)" for uuid, count in counts.items())
+
+
 def _number(value: Any, unit: str, divisor: int = 1) -> str:
     return "" if value is None else f"{value / divisor:.4g} {unit}"
 
@@ -72,7 +83,8 @@ def _joined(*parts: Any) -> str:
     return ", ".join(str(part) for part in parts if part)
 
 
-def _source(environment: dict[str, Any]) -> str:
+def source(environment: dict[str, Any]) -> str:
+    """The commit that ran, and whether it had changes; empty if it is not known."""
     commit = environment.get("commit")
     dirty = ", with uncommitted changes" if environment.get("dirty") else ""
     return f"commit {str(commit)[:12]}{dirty}" if commit else ""
@@ -83,6 +95,15 @@ def _clocks(rows: list[Row]) -> str:
     if not clocks:
         return ""
     return f"median {median(clocks):.0f} MHz, from {min(clocks):.0f} to {max(clocks):.0f} by row"
+
+
+def _throttling(rows: list[Row]) -> str:
+    """How many samples were dropped for heat or supply, of how many."""
+    times = [row.times for row in rows if row.times and row.times.device == "cuda"]
+    samples = [one for t in times for one in (t.cold, t.warm) if one]
+    dropped = sum(one.dropped for one in samples)
+    total = dropped + sum(one.count for one in samples)
+    return f"{dropped} of {total} samples were throttled and dropped" if samples else ""
 
 
 def _ceilings(rows: list[Row]) -> str:

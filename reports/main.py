@@ -1,5 +1,6 @@
 """From record files to a report: table, figures and one page. Needs no GPU and no kernel."""
 
+from dataclasses import asdict
 from pathlib import Path
 
 import pandas as pd
@@ -12,9 +13,23 @@ from .frame import frame
 from .ink import inks, save
 from .latency import latency
 from .machines import machines
+from .outside import COLUMNS as OUTSIDE_COLUMNS
+from .outside import outside
 from .page import page
+from .rank import rank
 from .roofline import roofline
-from .tables import AVERAGE_COLUMNS, COLUMNS, average_cells, cells, markdown
+from .selftest import found
+from .shares import errors, shares
+from .tables import (
+    AVERAGE_COLUMNS,
+    COLUMNS,
+    RESOURCE_COLUMNS,
+    average_cells,
+    cells,
+    compiled,
+    markdown,
+    notes,
+)
 from .terminal import show as show_frame
 
 
@@ -29,22 +44,44 @@ class NoRecordsError(ValueError):
 def write(record_paths: list[Path], out: Path) -> list[Path]:
     """Write the report of some record files into a folder; returns the files written.
 
-    table.csv, table.parquet and table.md hold every row, figures/ each figure as PNG and SVG, and
-    index.html all of it. Raises NoRecordsError without rows, ValueError for a line that is none.
+    table.md holds every row, NAME.csv and NAME.parquet each table, figures/ each figure as PNG and
+    SVG, and index.html all of it, with the self-test that lies beside the records. Raises
+    NoRecordsError without rows, ValueError for a line that is none.
     """
     rows, table = _load(record_paths)
     out.mkdir(parents=True, exist_ok=True)
-    written = [out / "table.csv", out / "table.parquet", out / "table.md"]
-    table.to_csv(written[0], index=False)
-    table.to_parquet(written[1], index=False)
-    written[2].write_text(_markdown(rows, table))
+    written = [out / "table.md"]
+    written[0].write_text(_markdown(rows, table))
+    for name, data in tables(rows, table).items():
+        written += [out / f"{name}.csv", out / f"{name}.parquet"]
+        data.to_csv(written[-2], index=False)
+        data.to_parquet(written[-1], index=False)
 
     ink = inks(table["backend"])
-    drawings = [*latency(table, ink), *roofline(rows, table, ink), *accuracy(table, ink)]
+    drawings = [
+        *latency(table, ink),
+        *rank(table, ink),
+        *roofline(rows, table, ink),
+        *shares(table, ink),
+        *errors(table, ink),
+        *accuracy(table, ink),
+    ]
     figures = [(drawing, save(drawing, out / "figures")) for drawing in drawings]
     index = out / "index.html"
-    index.write_text(page(rows, table, figures), encoding="utf-8")
+    index.write_text(page(rows, table, figures, found(record_paths)), encoding="utf-8")
     return [*written, *(path for _, files in figures for path in files), index]
+
+
+def tables(rows: list[Row], table: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Every table of the page by the stem of its files; empty ones are left out."""
+    found = {
+        "table": table,
+        "averages": pd.DataFrame([asdict(average) for average in averages(table)]),
+        "notes": pd.DataFrame([asdict(note) for note in notes(table)]),
+        "outside": pd.DataFrame(outside(table), columns=list(OUTSIDE_COLUMNS)),
+        "compiled": pd.DataFrame(compiled(rows), columns=list(RESOURCE_COLUMNS)),
+    }
+    return {name: data for name, data in found.items() if len(data)}
 
 
 def show(record_paths: list[Path], console: Console | None = None) -> None:

@@ -1,16 +1,22 @@
 """One HTML page with everything in it: no script, style, font or image is fetched."""
 
 import base64
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
 from jinja2 import Environment, PackageLoader
 
+from ..bench.budget import SelfTest
 from ..bench.records import Row
 from .averages import averages
+from .filters import about, choices, text
 from .ink import Drawing
 from .machines import machines
+from .outside import COLUMNS as OUTSIDE_COLUMNS
+from .outside import outside
+from .selftest import facts as selftest_facts
 from .tables import (
     AVERAGE_COLUMNS,
     COLUMNS,
@@ -22,25 +28,34 @@ from .tables import (
     notes,
 )
 
-FILTERS = ("op", "dtype", "backend", "status")
 MIME = {".png": "image/png", ".svg": "image/svg+xml"}
 
 
 class _Line(NamedTuple):
     """One row of the table: what the filter compares, and what is shown."""
 
-    filters: dict[str, str]
+    filters: dict[str, str]  # by the name of its attribute
     cells: list[str]
 
 
 def page(
-    rows: list[Row], table: pd.DataFrame, figures: list[tuple[Drawing, tuple[Path, Path]]]
+    rows: list[Row],
+    table: pd.DataFrame,
+    figures: list[tuple[Drawing, tuple[Path, Path]]],
+    selftests: Sequence[SelfTest] = (),
 ) -> str:
-    """The page of a frame; of each figure's files it holds the smaller."""
+    """The page of a frame; of each figure's files it holds the smaller.
+
+    selftests: what `mamba3-bench selftest` found.
+    """
     environment = Environment(
         loader=PackageLoader(__package__), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
-    lines = [_Line({n: str(line[n]) for n in FILTERS}, cells(line)) for _, line in table.iterrows()]
+    filters = choices(table)
+    lines = [
+        _Line({name: text(line[name]) for name in filters if pd.notna(line[name])}, cells(line))
+        for _, line in table.iterrows()
+    ]
     return environment.get_template("page.html").render(
         counts=counts(table),
         machines=machines(rows),
@@ -51,15 +66,23 @@ def page(
         average_columns=AVERAGE_COLUMNS,
         averages=[average_cells(average) for average in averages(table)],
         figures=[
-            (drawing, data_uri(files), round(drawing.figure.get_figwidth() * 96))
+            (
+                drawing,
+                data_uri(files),
+                round(drawing.figure.get_figwidth() * 96),
+                about(drawing.rows, list(filters)),
+            )
             for drawing, files in figures
         ],
         notes=notes(table),
         resource_columns=RESOURCE_COLUMNS,
         compiled=compiled(rows),
         columns=COLUMNS,
-        filters={name: sorted({line.filters[name] for line in lines}) for name in FILTERS},
+        filters=filters,
         lines=lines,
+        outside_columns=OUTSIDE_COLUMNS,
+        outside=outside(table),
+        selftests=[selftest_facts(one) for one in selftests],
     )
 
 

@@ -59,7 +59,7 @@ def _draw(
         "does. A warm point may lie above the slope: it reads from the cache. A cold one may by a "
         "few per cent: a call that mostly reads is spared the turn-arounds of a copy."
     )
-    return Drawing(name, title, caption, figure)
+    return Drawing(name, title, caption, figure, timed)
 
 
 def _roof(axes: Axes, copy: float, peak: float | None, span: tuple[float, float]) -> None:

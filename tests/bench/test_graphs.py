@@ -6,10 +6,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from mamba3_bench.bench import graphs
+from mamba3_bench.bench import graphs, sampler
 from mamba3_bench.bench.clocks import Reading
 from mamba3_bench.bench.gate import Gate
-from mamba3_bench.bench.graphs import FalseReplay, GraphBench, NotCaptured, Throttled
+from mamba3_bench.bench.graphs import FalseReplay, GraphBench, NotCaptured
+from mamba3_bench.bench.sampler import Throttled
 from mamba3_bench.kernels import registry
 from mamba3_bench.kernels.bound import Bound, Stages, direct
 from mamba3_bench.kernels.cases import make_call
@@ -85,7 +86,7 @@ DECODE = replace(PREFILL, op="decode", L=1, has_state=True)
 def few_clones(monkeypatch):
     """A CPU is a thousand times slower than what the constants are made for."""
     monkeypatch.setattr(graphs, "FASTEST", 1e8)
-    monkeypatch.setattr(graphs, "WARM_UP_S", 0.0)
+    monkeypatch.setattr(sampler, "WARM_UP_S", 0.0)
 
 
 def solver(problem):
@@ -274,5 +275,5 @@ def test_rivals_are_interleaved_in_both_orders():
     for replay in replays:
         del replay.bounds[1:]
     del log[:]
-    bench._block(replays, range(4), settle=False)
+    bench.sampler.block(replays, range(4), settle=False)
     assert "".join(log) == "abbaabba"

@@ -1,6 +1,7 @@
 """Rows to report: made up by the tests, in the schema that a run writes."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 
 from mamba3_bench.bench.records import Error, Row, Samples, Status, Times, append
 from mamba3_bench.kernels.problem import Options, Problem
+from mamba3_bench.reports.main import write
 
 MakeRow = Callable[..., Row]
 CEILINGS = {
@@ -60,7 +62,7 @@ def make_row() -> MakeRow:
         nonlocal made
         made += 1
         op = dims.pop("op", "prefill")
-        matmul = dims.pop("matmul", "dtype")
+        matmul, pairing = dims.pop("matmul", "dtype"), dims.pop("pairing", "interleaved")
         sizes = {"B": 1, "L": 512, "H": 4, "G": 1, "P": 64, "N": 64, "R": 1, **dims}
         if op == "decode":
             sizes |= {"L": 1, "has_state": True}
@@ -70,7 +72,7 @@ def make_row() -> MakeRow:
             S=sizes["N"] // 2,
             dtype=dtype,
             state_dtype=sizes.pop("state_dtype", torch.float32),
-            options=Options(matmul=matmul),
+            options=Options(matmul=matmul, pairing=pairing),
             **sizes,
         )
         times = None
@@ -114,3 +116,40 @@ def record(tmp_path_factory: pytest.TempPathFactory) -> Callable[[list[Row]], Pa
         return path
 
     return write
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was reported, and where it lies."""
+
+    rows: list[Row]
+    records: Path
+    folder: Path
+    written: list[Path]
+
+    @property
+    def html(self) -> str:
+        """The source of the page."""
+        return (self.folder / "index.html").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="session")
+def report(make_row, record, tmp_path_factory) -> Report:
+    """One row of every status, two ops, two dtypes, on a GPU."""
+    bad = {"y": Error(float("nan"), 1e-3, float("nan"), 1e-2)}
+    good = {"y": Error(4e-4, 1e-3, 2e-3, 1e-2)}
+    rows = [
+        make_row(cold=41.25, warm=30.0, errors=good, L=131),
+        make_row(cold=80.5, warm=61.0, errors=good, L=262),
+        make_row(
+            "rival", "inaccurate", cold=161.0, errors={"y": Error(2e-3, 1e-3, 0.0, 1e-2)}, L=262
+        ),
+        make_row("cute", "skipped", reason="cute needs sm90 <&> | got [red]sm80[/]"),
+        make_row("tilelang", "compile-failed", dtype=torch.float32),
+        make_row("torch", "run-failed", op="decode", B=3),
+        make_row("triton", "timeout", op="decode", R=4),
+        make_row("triton", "wrong", errors=bad, dtype=torch.float32),
+    ]
+    folder = tmp_path_factory.mktemp("report")
+    records = record(rows)
+    return Report(rows, records, folder, write([records], folder))

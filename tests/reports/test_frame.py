@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
@@ -176,3 +177,30 @@ def test_machines_differ_by_what_is_fixed(make_row, record) -> None:
     assert dict(found[0].facts)["dates"] == "2026-01-03 to 2026-01-05"
     assert "uncommitted changes" in dict(found[1].facts)["source"]
     assert (found[2].device, found[2].facts) == ("CPU", [])
+
+
+def test_repeats_are_one_line(make_row) -> None:
+    """Three processes are one line: the geometric mean of medians, all samples, one interval."""
+    rows = [replace(make_row(cold=us, key=str(i)), repeat=i) for i, us in enumerate((9.0, 10, 12))]
+    other = make_row(cold=10.0)
+    table = frame([*rows, other])
+    assert list(table["repeats"]) == [3, 1]
+    line = table.iloc[0]
+    assert line["cold_us"] == pytest.approx((9 * 10 * 12) ** (1 / 3))
+    assert (line["cold_samples"], line["cold_dropped"]) == (150, 6)
+    assert line["cold_low_us"] < line["cold_us"] < line["cold_high_us"]
+    # two degrees of freedom are not believed: the scatter is assumed, and more processes help
+    width = table["cold_high_us"] / table["cold_low_us"]
+    assert width[0] < width[1]
+
+
+def test_a_repeat_that_failed_is_a_line_of_its_own(make_row) -> None:
+    """What went wrong once is not hidden by what went right twice."""
+    rows = [make_row(cold=9.0, key="a"), replace(make_row(cold=9.0, key="b"), repeat=1),
+            replace(make_row(status="timeout", key="c"), repeat=2)]  # fmt: skip
+    assert list(frame(rows)["status"]) == ["ok", "timeout"]
+
+
+def test_one_measurement_in_two_files_is_no_repeat(make_row) -> None:
+    """Two sweeps of one thing, with keys of their own, are two lines."""
+    assert list(frame([make_row(cold=9.0), make_row(cold=9.0)])["repeats"]) == [1, 1]

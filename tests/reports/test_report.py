@@ -4,7 +4,6 @@ import json
 import re
 import shutil
 import subprocess
-from dataclasses import dataclass
 from html.parser import HTMLParser
 from io import StringIO
 from pathlib import Path
@@ -14,12 +13,17 @@ import pytest
 import torch
 from rich.console import Console
 
-from mamba3_bench.bench.records import Error, Row, Status
+from mamba3_bench.bench.budget import SelfTest
+from mamba3_bench.bench.records import Error, Status
 from mamba3_bench.reports import latency as latency_module
+from mamba3_bench.reports.accuracy import accuracy
 from mamba3_bench.reports.frame import frame
 from mamba3_bench.reports.ink import inks
 from mamba3_bench.reports.latency import latency
 from mamba3_bench.reports.main import NoRecordsError, show, write
+from mamba3_bench.reports.rank import rank
+from mamba3_bench.reports.roofline import roofline
+from mamba3_bench.reports.shares import errors, shares
 from mamba3_bench.reports.tables import COLUMNS, compiled
 
 FETCHING = {"link", "iframe", "object", "embed", "audio", "video", "source", "base"}
@@ -43,57 +47,24 @@ class Page(HTMLParser):
     @property
     def rows(self) -> list[dict[str, str]]:
         """The filter data of each row."""
-        return [attributes for tag, attributes in self.tags if "data-status" in attributes]
+        found = [said for tag, said in self.tags if tag == "tr" and "data-dtype" in said]
+        return [{name: value.strip("|") for name, value in said.items()} for said in found]
 
 
-@dataclass(frozen=True)
-class Report:
-    """What was reported, and where it lies."""
-
-    rows: list[Row]
-    records: Path
-    folder: Path
-    written: list[Path]
-
-    @property
-    def html(self) -> str:
-        """The source of the page."""
-        return (self.folder / "index.html").read_text(encoding="utf-8")
-
-
-@pytest.fixture(scope="module")
-def report(make_row, record, tmp_path_factory) -> Report:
-    """One row of every status, two ops, two dtypes, on a GPU."""
-    bad = {"y": Error(float("nan"), 1e-3, float("nan"), 1e-2)}
-    good = {"y": Error(4e-4, 1e-3, 2e-3, 1e-2)}
-    rows = [
-        make_row(cold=41.25, warm=30.0, errors=good, L=131),
-        make_row(cold=80.5, warm=61.0, errors=good, L=262),
-        make_row(
-            "rival", "inaccurate", cold=161.0, errors={"y": Error(2e-3, 1e-3, 0.0, 1e-2)}, L=262
-        ),
-        make_row("cute", "skipped", reason="cute needs sm90 <&> | got [red]sm80[/]"),
-        make_row("tilelang", "compile-failed", dtype=torch.float32),
-        make_row("torch", "run-failed", op="decode", B=3),
-        make_row("triton", "timeout", op="decode", R=4),
-        make_row("triton", "wrong", errors=bad, dtype=torch.float32),
-    ]
-    folder = tmp_path_factory.mktemp("report")
-    records = record(rows)
-    return Report(rows, records, folder, write([records], folder))
-
-
-def test_every_file_is_written(report: Report) -> None:
+def test_every_file_is_written(report) -> None:
     """write() returns what it wrote: tables, each figure twice, and the page."""
     assert sorted(report.written) == sorted(p for p in report.folder.rglob("*") if p.is_file())
     assert all(path.stat().st_size > 0 for path in report.written)
     stems = {path.stem for path in report.written if path.suffix == ".svg"}
     assert {path.stem for path in report.written if path.suffix == ".png"} == stems
     kinds = {re.sub(r"-\d+$", "", stem) for stem in stems}
-    assert kinds == {"latency-prefill-L", "roofline", "accuracy"}
+    assert kinds == {"latency-prefill-L", "roofline", "shares", "errors", "accuracy"}
+    tables = {path.stem for path in report.written if path.suffix == ".parquet"}
+    assert tables == {path.stem for path in report.written if path.suffix == ".csv"}
+    assert tables == {"table", "averages", "notes", "outside"}
 
 
-def test_page_needs_nothing_from_outside(report: Report) -> None:
+def test_page_needs_nothing_from_outside(report) -> None:
     """No tag fetches anything: images are data, styles and scripts are in the page."""
     for tag, attributes in Page(report.html).tags:
         assert tag not in FETCHING
@@ -102,7 +73,7 @@ def test_page_needs_nothing_from_outside(report: Report) -> None:
     assert not re.search(r"url\(|@import|fetch\(|XMLHttpRequest|https?://", report.html)
 
 
-def test_every_row_and_status_is_on_the_page(report: Report) -> None:
+def test_every_row_and_status_is_on_the_page(report) -> None:
     """The table has each row with its filter data, and each reason is given."""
     page = Page(report.html)
     expected = [(row.op, row.problem["dtype"], row.backend, row.status) for row in report.rows]
@@ -139,17 +110,17 @@ def test_interpreted_kernels_are_called_so(make_row, record, tmp_path: Path) -> 
     assert "triton (interpreted)" in write([record([row])], tmp_path)[-1].read_text()
 
 
-def test_every_choice_of_the_filter_exists_in_a_row(report: Report) -> None:
+def test_every_choice_of_the_filter_exists_in_a_row(report) -> None:
     """The filter offers what the rows have, no more and no less."""
     for name in ("op", "dtype", "backend", "status"):
         select = re.search(rf'<select name="{name}">(.*?)</select>', report.html, re.DOTALL)
         assert select
         offered = re.findall(r"<option>(.*?)</option>", select[1])
-        assert offered == sorted(set(re.findall(rf' data-{name}="(.*?)"', report.html)))
+        assert offered == sorted({row[f"data-{name}"] for row in Page(report.html).rows})
 
 
 @pytest.mark.skipif(shutil.which("node") is None, reason="needs a JavaScript engine")
-def test_script_of_the_page_is_valid(report: Report, tmp_path: Path) -> None:
+def test_script_of_the_page_is_valid(report, tmp_path: Path) -> None:
     """The page's script parses."""
     script = tmp_path / "page.js"
     script.write_text(report.html.split("<script>")[1].split("</script>")[0])
@@ -157,7 +128,7 @@ def test_script_of_the_page_is_valid(report: Report, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_markdown_holds_every_row(report: Report) -> None:
+def test_markdown_holds_every_row(report) -> None:
     """The Markdown table has a line per row, and pipes in a reason do not break it."""
     lines = (report.folder / "table.md").read_text().splitlines()
     rows = [line for line in lines if line.startswith(tuple(f"| {s} |" for s in get_args(Status)))]
@@ -165,7 +136,7 @@ def test_markdown_holds_every_row(report: Report) -> None:
     assert {len(re.split(r"(?<!\\)\|", row)) for row in rows} == {len(COLUMNS) + 2}
 
 
-def test_terminal_shows_counts_reasons_and_averages(report: Report) -> None:
+def test_terminal_shows_counts_reasons_and_averages(report) -> None:
     """The same rows on a terminal; markup in a reason is text."""
     out = StringIO()
     show([report.records], Console(file=out, width=200))
@@ -176,7 +147,7 @@ def test_terminal_shows_counts_reasons_and_averages(report: Report) -> None:
     assert re.search(r"rival † +161 cold +2.00 x", text)  # of the one shape in common
 
 
-def test_gpu_report_does_not_mention_cpu_times(report: Report) -> None:
+def test_gpu_report_does_not_mention_cpu_times(report) -> None:
     """The notice is there for CPU times alone."""
     assert "CPU times" not in Page(report.html).text
 
@@ -210,6 +181,7 @@ def test_one_timed_row(make_row, record, tmp_path: Path) -> None:
     written = write([record([make_row(cold=12.5)])], tmp_path / "out")
     assert {path.name for path in written if path.suffix == ".png"} == {
         "latency-prefill-L-1.png",
+        "shares.png",
         "roofline-1.png",
     }
 
@@ -265,7 +237,7 @@ def test_lines_hold_everything_else_fixed(make_row) -> None:
     assert len(against_length) == 4
     for drawing in against_length:
         (axes,) = drawing.figure.axes
-        (line, _limit) = axes.get_lines()
+        (line,) = (bars.lines[0] for bars in axes.containers)
         assert list(line.get_xdata()) == [63, 128]
         assert list(line.get_ydata()) == [63.0, 128.0]
         assert (axes.get_xscale(), axes.get_yscale()) == ("log", "log")
@@ -273,14 +245,72 @@ def test_lines_hold_everything_else_fixed(make_row) -> None:
 
 
 def test_cold_and_warm_are_told_apart(make_row) -> None:
-    """Filled for cold, hollow for warm, and each with its quartile band."""
+    """Filled for cold, hollow for warm, and each with the interval of its median."""
     rows = [make_row(cold=float(n), warm=n / 2, L=n) for n in (63, 128)]
     (drawing,) = latency(frame(rows), inks(["triton"]))
     axes = drawing.figure.axes[0]
-    cold, warm = axes.get_lines()[:2]
+    cold, warm = (bars.lines[0] for bars in axes.containers)
     assert cold.get_markerfacecolor() == cold.get_color()
     assert warm.get_markerfacecolor() == "white"
     assert (cold.get_linestyle(), warm.get_linestyle()) == ("-", "--")
-    low = axes.collections[0].get_paths()[0].vertices[:, 1]
-    assert low.min() == pytest.approx(0.97 * 63)
-    assert low.max() == pytest.approx(1.05 * 128)
+    (bars,) = axes.containers[0].lines[2]
+    line = frame(rows).iloc[0]
+    assert bars.get_segments()[0][:, 1] == pytest.approx(
+        [line["cold_low_us"], line["cold_high_us"]]
+    )
+
+
+def test_ranks_are_drawn_at_fixed_state(make_row) -> None:
+    """Time above, intensity below, against R; a pairing that goes with R does not part them."""
+    rows = [
+        make_row(
+            backend, op="decode", R=rank, B=batch, cold=5.0 * rank, errors={},
+            pairing="interleaved" if rank == 1 else "half",
+        )
+        for backend in ("triton", "cute") for rank in (1, 2, 4) for batch in (1, 3)
+    ]  # fmt: skip
+    (drawing,) = rank(frame(rows), inks(["triton", "cute"]))
+    times, intensities = drawing.figure.axes[:2], drawing.figure.axes[2:4]
+    assert [axes.get_title() for axes in times] == ["N = 64, B = 1", "N = 64, B = 3"]
+    for axes in times:
+        for bars in axes.containers:
+            assert list(bars.lines[0].get_xdata()) == [1, 2, 4]
+            assert list(bars.lines[0].get_ydata()) == [5.0, 10.0, 20.0]
+    expected = [row.flops / row.bytes for row in rows if row.backend == "cute"][::2]
+    assert list(intensities[0].get_lines()[0].get_ydata()) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("op", ["prefill", "decode"])
+def test_every_axis_has_unit_and_direction(make_row, op: str) -> None:
+    """In every figure; an axis of values says which way is better."""
+    bound = {"y": Error(4e-4, 1e-3, 2e-3, 1e-2)}
+    rows = [make_row(op=op, R=r, N=n, B=b, cold=5.0 * r, errors=bound)
+            for r in (1, 2) for n in (32, 64) for b in (1, 3)]  # fmt: skip
+    table, ink = frame(rows), inks(["triton"])
+    drawings = [*latency(table, ink), *rank(table, ink), *roofline(rows, table, ink),
+                *shares(table, ink), *errors(table, ink), *accuracy(table, ink)]  # fmt: skip
+    assert len(drawings) >= 6
+    for drawing in drawings:
+        y = [drawing.figure.get_supylabel() or axes.get_ylabel() for axes in drawing.figure.axes]
+        y = [label for label in y if label]
+        assert all("(" in label or "TFLOP/s" in label for label in y), drawing.name
+        better = [label for label in y if "is better" in label]
+        assert better, drawing.name
+        x = {axes.get_xlabel() for axes in drawing.figure.axes} - {""}
+        assert drawing.name == "accuracy" or (all("(" in label for label in x) and x), drawing.name
+
+
+def test_a_self_test_beside_the_records_is_on_the_page(make_row, record, tmp_path: Path) -> None:
+    """Its findings and what was not done, with the reason."""
+    path = record([make_row(cold=12.5)])
+    one = SelfTest({"gpu": "Made-up GPU", "date": "2026-01-02", "commit": "0123456789abcdef"})
+    one.empty_us = [1.25, 1.5]
+    one.not_done = {"CUPTI": "no permission"}
+    one.write(path.with_name("selftest.json"))
+    text = Page(write([path], tmp_path / "out")[-1].read_text()).text
+    for said in ("What the harness itself gets wrong", "Made-up GPU, 2026-01-02, commit 0123456789",
+                 "1.250 to 1.500 us", "CUPTI: not done", "no permission"):  # fmt: skip
+        assert said in text
+    path.with_name("selftest.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"selftest.json: not a self-test"):
+        write([path], tmp_path / "out")

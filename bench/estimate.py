@@ -1,0 +1,157 @@
+"""How well a time is known: between samples of one process, and between processes.
+
+Two runs of one program on one machine differ by more than their samples tell. Each process has its
+own placement in memory, its own moment, its own clocks; what all samples of a process share does
+not average out over them. So the unit is the process, and its median one observation:
+
+- Where things were measured in several processes, the scatter of their medians is what counts. Few
+  processes tell it badly, and it differs between things (on an H100 from 0.01 % to 1 %), so each
+  thing's own variance is drawn towards what is typical of all, as much as theirs agree with each
+  other: empirical Bayes, Smyth 2004 (doi:10.2202/1544-6115.1027), and Student's t.
+- Where nothing was repeated, a scatter is assumed (ASSUMED), and an interval says so. To it comes
+  what the samples of the one process tell; those in a row are correlated, so the series is cut into
+  BLOCKS consecutive blocks and the scatter of their medians is taken (batch means).
+
+Everything is on the logarithm of time: effects are ratios, and noise is a share of the time.
+"""
+
+import math
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from scipy.special import digamma, polygamma, stdtrit
+
+from .records import Samples
+
+BLOCKS = 10
+# Standard deviation of log medians between processes, where nothing was repeated. A CPU that does
+# other work beside was seen to differ by 0.2 from minute to minute.
+ASSUMED = {"cuda": 0.005, "cpu": 0.2}
+ENOUGH = 5  # degrees of freedom, to believe an estimate and not ASSUMED
+LEAST = 1e-5  # no median is known better: five digits are recorded
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """What one process says of one time."""
+
+    log_us: float  # logarithm of the median in microseconds
+    variance: float  # of log_us, as far as the samples of one process can tell
+
+
+@dataclass(frozen=True, slots=True)
+class Noise:
+    """How much the medians of processes scatter: what is typical of all that was measured."""
+
+    sd: float  # of the logarithm of a median: 0.01 is about 1 %
+    weight: float  # degrees of freedom that it is worth beside a thing's own
+    measured: bool  # from repeats: not assumed, and not given
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """The logarithm of a time, or of a ratio of two, and how well it is known."""
+
+    log: float
+    variance: float
+    degrees: float
+
+    def interval(self, confidence: float) -> tuple[float, float]:
+        """Lower and upper end, no longer as logarithms."""
+        reach = quantile(confidence, self.degrees) * math.sqrt(self.variance)
+        return math.exp(self.log - reach), math.exp(self.log + reach)
+
+
+def point(samples: Samples) -> Point:
+    """Median of one process, with the variance that its samples tell.
+
+    Records from before samples were kept have quartiles alone: then samples count as independent
+    and normal, 1.2533 sigma / sqrt(n) with sigma = (q3 - q1) / 1.349.
+    """
+    log_us = math.log(samples.median)
+    if len(samples.values) >= 4:
+        count = min(BLOCKS, len(samples.values) // 2)
+        ends = [len(samples.values) * i // count for i in range(count + 1)]
+        blocks = [samples.values[begin:end] for begin, end in pairwise(ends)]
+        medians = [math.log(statistics.median(block)) for block in blocks]
+        mean = math.fsum(medians) / count
+        scatter = math.fsum((median - mean) ** 2 for median in medians) / (count - 1)
+        return Point(log_us, scatter / count)
+    sigma = math.log(samples.q3 / samples.q1) / 1.349
+    return Point(log_us, (1.2533 * sigma) ** 2 / max(samples.count, 1))
+
+
+def pool(sides: Iterable[Sequence[Point]], device: str) -> Noise:
+    """What is typical of the scatter between processes, from all that was measured in several."""
+    repeated = [points for points in sides if len(points) > 1]
+    degrees = [len(points) - 1 for points in repeated]
+    if sum(degrees) < ENOUGH:
+        return Noise(ASSUMED[device], math.inf, measured=False)
+    variances = [
+        max(squares(points) / d, LEAST**2) for points, d in zip(repeated, degrees, strict=True)
+    ]
+    # log s^2 ~ log s0^2 + log F(d, d0): its mean gives s0, what is left of its scatter gives d0
+    logs = [
+        math.log(v) - digamma(d / 2) + math.log(d / 2)
+        for v, d in zip(variances, degrees, strict=True)
+    ]
+    mean = statistics.fmean(logs)
+    left = -statistics.fmean(float(polygamma(1, d / 2)) for d in degrees)
+    left += statistics.variance(logs) if len(logs) > 1 else 0.0
+    if left <= 0:  # no more scatter than chance: all have one variance
+        return Noise(math.exp(mean / 2), math.inf, measured=True)
+    weight = 2 * inverse_trigamma(left)
+    log = mean + digamma(weight / 2) - math.log(weight / 2)
+    return Noise(math.exp(log / 2), weight, measured=True)
+
+
+def squares(points: Sequence[Point]) -> float:
+    """Sum of the squared deviations from their mean."""
+    mean = statistics.fmean(one.log_us for one in points)
+    return math.fsum((one.log_us - mean) ** 2 for one in points)
+
+
+def estimate(points: Sequence[Point], noise: Noise) -> Estimate:
+    """One time from one or more processes."""
+    variance, degrees = _variance([points], noise)
+    log = statistics.fmean(one.log_us for one in points)
+    return Estimate(log, variance / len(points), degrees)
+
+
+def ratio(old: Sequence[Point], new: Sequence[Point], noise: Noise) -> Estimate:
+    """NEW over OLD, of equal variance."""
+    variance, degrees = _variance([old, new], noise)
+    logs = [statistics.fmean(one.log_us for one in side) for side in (old, new)]
+    return Estimate(logs[1] - logs[0], variance * (1 / len(old) + 1 / len(new)), degrees)
+
+
+def _variance(sides: Sequence[Sequence[Point]], noise: Noise) -> tuple[float, float]:
+    """The variance of the median of one process, and its degrees of freedom."""
+    own = sum(len(side) - 1 for side in sides)
+    if not noise.measured:
+        within = statistics.fmean(one.variance for side in sides for one in side)
+        return noise.sd**2 + within, math.inf
+    if math.isinf(noise.weight):
+        return noise.sd**2, math.inf
+    found = math.fsum(squares(side) for side in sides)
+    degrees = noise.weight + own
+    return (noise.weight * noise.sd**2 + found) / degrees, degrees
+
+
+def inverse_trigamma(value: float) -> float:
+    """x with trigamma(x) = value, by Newton's method on 1 / trigamma, which is nearly straight."""
+    x = 0.5 + 1 / value
+    for _ in range(50):
+        at = float(polygamma(1, x))
+        step = at * (1 - at / value) / float(polygamma(2, x))
+        x += step
+        if abs(step) < 1e-9 * x:
+            break
+    return x
+
+
+def quantile(confidence: float, degrees: float) -> float:
+    """Half the width of a two-sided interval in standard deviations: Student's t."""
+    return float(stdtrit(degrees, 0.5 + confidence / 2))

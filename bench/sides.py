@@ -1,0 +1,131 @@
+"""The two sides of a comparison: record files, which rows are the same thing, and their times."""
+
+import json
+import math
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Literal
+
+from . import estimate, records
+from .estimate import Point
+from .records import Row, Samples
+
+Kind = Literal["device", "cold", "warm", "host"]
+Run = Sequence[Row]  # of one record file
+Key = tuple[str, str, str, str]  # op, backend, problem, config
+
+
+class NoRecords(ValueError):
+    """There is nothing to compare on one side."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(f"no records in {path}: name a records.jsonl, or a folder that holds some")
+
+
+def load(path: Path) -> list[list[Row]]:
+    """The rows of each record file: one file, or all below a folder; of a key the last row counts.
+
+    Raises NoRecords.
+    """
+    files = sorted(path.rglob("*.jsonl")) if path.is_dir() else [path]
+    runs = [list({row.key: row for row in records.read([f])}.values()) for f in files if f.exists()]
+    if not any(runs):
+        raise NoRecords(path)
+    return runs
+
+
+@dataclass(frozen=True, slots=True)
+class Timed:
+    """One kind of time of one thing on one side, by process."""
+
+    kind: str  # cold, warm or host
+    device: str
+    points: list[Point]
+    clock_mhz: float | None  # SM clock, mean over the processes
+    config: dict[str, object]
+
+
+def timed(rows: Sequence[Row], kind: Kind) -> dict[str, Timed]:
+    """The times of some rows that answer to a kind: `device` is cold and warm."""
+    found = {}
+    for name in ("cold", "warm") if kind == "device" else (kind,):
+        having = [(row, samples) for row in rows if (samples := samples_of(row, name))]
+        if not having:
+            continue
+        times = [row.times for row, _ in having if row.times]
+        clocks = [one.sm_clock_mhz for one in times if one.sm_clock_mhz and name != "host"]
+        found[name] = Timed(
+            kind=name,
+            device=times[0].device,
+            points=[estimate.point(samples) for _, samples in having],
+            clock_mhz=statistics.fmean(clocks) if clocks else None,
+            config=having[0][0].config,
+        )
+    return found
+
+
+def samples_of(row: Row, kind: str) -> Samples | None:
+    """The samples of one kind of time; None without any."""
+    return None if row.times is None else getattr(row.times, kind)
+
+
+def namer(old: Sequence[Run], new: Sequence[Run], by_config: bool) -> Callable[[Row], Key]:
+    """What makes rows of the two sides the same thing.
+
+    A field that the problems of one side alone have, with one value, is newer than the other side:
+    it is left out.
+    """
+    fields: dict[str, list[dict[str, set[str]]]] = {}
+    for place, side in enumerate((old, new)):
+        for row in (row for run in side for row in run):
+            known = fields.setdefault(row.op, [{}, {}])[place]
+            for name, value in row.problem.items():
+                known.setdefault(name, set()).add(json.dumps(value))
+    ignored = {
+        op: {
+            name
+            for mine, other in (both, both[::-1])
+            for name in mine.keys() - other.keys()
+            if other and len(mine[name]) == 1
+        }
+        for op, both in fields.items()
+    }
+
+    def named(row: Row) -> Key:
+        problem = {k: v for k, v in row.problem.items() if k not in ignored[row.op]}
+        config = json.dumps(row.config, sort_keys=True) if by_config else ""
+        return row.op, row.backend, json.dumps(problem, sort_keys=True), config
+
+    return named
+
+
+def grouped(runs: Sequence[Run], name: Callable[[Row], Key]) -> dict[Key, list[Row]]:
+    """The rows of each thing, in the order of their first; of several configs the fastest."""
+    found: dict[Key, list[Row]] = {}
+    for run in runs:
+        for row in run:
+            found.setdefault(name(row), []).append(row)
+    return {key: _fastest(rows) for key, rows in found.items()}
+
+
+def _fastest(rows: list[Row]) -> list[Row]:
+    """The rows of the config with the least median, and those that are wrong."""
+
+    def config(row: Row) -> str:
+        return json.dumps(row.config, sort_keys=True)
+
+    timed = sorted((row for row in rows if row.times is not None), key=config)
+    groups = [list(group) for _, group in groupby(timed, config)]
+    if len(groups) < 2:
+        return rows
+    best = min(groups, key=lambda group: statistics.fmean(_main(row) for row in group))
+    return best + [row for row in rows if row.status == "wrong"]
+
+
+def _main(row: Row) -> float:
+    assert row.times is not None
+    samples = row.times.cold or row.times.warm or row.times.host
+    return samples.median if samples else math.inf

@@ -1,0 +1,82 @@
+"""Rows that repeat one measurement in several processes, made one; and how well its time is known.
+
+The interval of a median covers what differs between processes: see bench/estimate.py.
+"""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from ..bench.estimate import Noise, Point, estimate, point, pool
+from ..bench.records import Row, Samples, Times
+
+KINDS = ("cold", "warm", "host")
+CONFIDENCE = 0.95
+# What repeats of one thing share; the rest of the environment belongs to a process.
+SHARED = ("device", "gpu", "driver", "cuda", "python", "packages", "commit", "dirty")
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """One line of a report: a row, or several that differ in their process alone."""
+
+    row: Row  # the first, with the samples of all
+    repeats: int
+    points: dict[str, list[Point]]  # by kind of time, one for each process
+
+    def interval(self, kind: str, noise: dict[str, Noise]) -> tuple[float, float] | None:
+        """Lower and upper end in microseconds of the CONFIDENCE interval of the median."""
+        if not self.points.get(kind):
+            return None
+        return estimate(self.points[kind], noise[kind]).interval(CONFIDENCE)
+
+
+def merged(rows: Iterable[Row]) -> list[Measured]:
+    """The lines of some rows, in the order of their first."""
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        shared = {name: row.environment.get(name) for name in SHARED}
+        same = [row.op, row.backend, row.status, row.problem, row.config, row.seed, shared]
+        known = groups.setdefault(json.dumps(same, sort_keys=True, default=str), [])
+        # two rows of one repeat are two measurements: they come from two files
+        if any(other.repeat == row.repeat for other in known):
+            known = groups.setdefault(row.key, [])
+        known.append(row)
+    return [_measured(group) for group in groups.values()]
+
+
+def noise_of(lines: Sequence[Measured]) -> dict[str, Noise]:
+    """The scatter between processes by kind of time; assumed where nothing was repeated."""
+    timed = [line for line in lines if line.row.times]
+    devices = {line.row.times.device for line in timed if line.row.times}
+    device = "cuda" if devices == {"cuda"} else "cpu"
+    return {kind: pool([line.points.get(kind, []) for line in timed], device) for kind in KINDS}
+
+
+def _measured(rows: Sequence[Row]) -> Measured:
+    samples = {
+        kind: [found for row in rows if row.times and (found := getattr(row.times, kind))]
+        for kind in KINDS
+    }
+    points = {kind: [point(one) for one in found] for kind, found in samples.items() if found}
+    first = rows[0]
+    if len(rows) > 1 and first.times is not None:
+        clocks = [row.times.sm_clock_mhz for row in rows if row.times and row.times.sm_clock_mhz]
+        cold, warm, host = (_joined(samples[kind]) for kind in KINDS)
+        clock = float(np.median(clocks)) if clocks else None
+        first = replace(first, times=Times(first.times.device, cold, warm, host, clock))
+    return Measured(first, len(rows), points)
+
+
+def _joined(samples: Sequence[Samples]) -> Samples | None:
+    """Samples of several processes: the geometric mean of their medians, and of their quartiles."""
+    if not samples:
+        return None
+    median, q1, q3 = (
+        float(np.exp(np.mean([np.log(getattr(one, name)) for one in samples])))
+        for name in ("median", "q1", "q3")
+    )
+    count = sum(one.count for one in samples)
+    return Samples(median, q1, q3, count, sum(one.dropped for one in samples))
