@@ -18,8 +18,9 @@ from ..kernels.problem import Problem
 from ..kernels.registry import config_dict
 from .hard import hard_cases
 from .jobs import Entry, Job, Settings, Stage
+from .ledger import Slot
 from .records import Row
-from .runner import Runner, Slot
+from .runner import Runner
 
 COMPILED_FOR = "9.0"  # what `resources` compiles for
 

@@ -245,6 +245,16 @@ def _run_options(command: argparse.ArgumentParser, out: str | None) -> None:
     )
     run.add_argument("--device", choices=("cuda", "cpu"), help="by default cuda if there is one")
     run.add_argument(
+        "--gpus", metavar="I,..", help="GPUs by their number; by default every visible one"
+    )
+    run.add_argument(
+        "--ray",
+        nargs="?",
+        const="",
+        metavar="ADDRESS",
+        help="a worker on every GPU of a Ray cluster, or of this machine through Ray",
+    )
+    run.add_argument(
         "--plugin",
         action="append",
         default=[],

@@ -16,9 +16,9 @@ from .compare import CASES, PASSING, Asked, Case
 from .compare import compare as compare_runs
 from .grid import Axes, problems
 from .jobs import Entry, Job, Kind, Settings
+from .ledger import RunError
 from .records import Row
 from .report import comparison_text, show_comparison, show_report, write_report
-from .runner import RunError
 from .session import (
     NOTHING,
     RIGHT,

@@ -16,9 +16,9 @@ from ..kernels import registry
 from . import doctor, show
 from .grid import Axes, problems
 from .jobs import Entry, Job, Kind, Settings
+from .ledger import Outcome
 from .records import Row
 from .report import write_report
-from .runner import Outcome
 from .session import (
     INTERRUPTED,
     absolute,

@@ -4,72 +4,23 @@ A worker that dies or hangs costs the entry that it was busy with one row. If it
 several (they are timed interleaved), each is run again by itself, and the guilty one dies alone.
 """
 
-import fcntl
-import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import wait
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from ..kernels.errors import Mamba3Error
 from ..kernels.registry import INTERPRETERS
-from . import records
-from .hardware import identity
 from .jobs import Done, Entry, Finished, Hello, Job, Message, Settings, Stage, Start
-from .keys import key
+from .ledger import Ledger, Observer, Outcome, RunError, Slot, check_alike, locked
 from .process import Process
-from .records import Row, Status
+from .records import Status
 from .worker import blank_row
 
 Before = Callable[[Sequence[Job], dict[str, Any]], None]
-FAILED: tuple[Status, ...] = ("compile-failed", "run-failed", "timeout", "wrong")
 START_S = 300.0  # for a worker to import its packages and answer
-
-
-class RunError(Mamba3Error):
-    """The run cannot go on, or cannot begin."""
-
-
-@dataclass(frozen=True, slots=True)
-class Slot:
-    """Where one worker runs: a device, and the variables that make it see that device alone."""
-
-    device: str
-    variables: dict[str, str] = field(default_factory=dict)
-
-
-class Observer(Protocol):
-    """Who watches a run: the progress display, or a test."""
-
-    def planned(self, total: int, recorded: int) -> None:
-        """Entries asked for, and how many of them are recorded already."""
-
-    def stage(self, slot: Slot, job: Job, stage: Stage) -> None:
-        """What a worker does now."""
-
-    def row(self, row: Row) -> None:
-        """A row was finished and is on disk."""
-
-
-@dataclass(slots=True)
-class Outcome:
-    """What a run did."""
-
-    rows: list[Row] = field(default_factory=list)  # made by this run
-    recorded: list[Row] = field(default_factory=list)  # asked for, and found in the record file
-    asked: list[str] = field(default_factory=list)  # keys, in the order asked for
-    interrupted: bool = False
-    left: int = 0  # entries not done, after an interrupt
-
-    @property
-    def all(self) -> list[Row]:
-        """Every row that answers what was asked for, in that order."""
-        place = {key: i for i, key in enumerate(self.asked)}
-        return sorted(self.recorded + self.rows, key=lambda row: place[row.key])
 
 
 @dataclass(slots=True)
@@ -81,6 +32,7 @@ class Seat:
     environment: dict[str, Any] | None = None  # as of the last greeting
     greeted: bool = False
     repeat: int | None = None  # that its worker is for
+    deaths: int = 0  # of its workers in a row that never greeted
     job: Job | None = None
     left: dict[int, Entry] = field(default_factory=dict)
     stage: Stage = field(default_factory=lambda: Stage(None, "starting"))
@@ -114,11 +66,11 @@ class Runner:
         """
         self.before = before
         self.settings, self.path, self.observer = settings, path, observer
-        self.timeout_s, self.retry = timeout_s, retry
+        self.timeout_s = timeout_s
+        self.ledger = Ledger(settings, path, observer, retry=retry)
+        self.outcome = self.ledger.outcome
         self.seats = [Seat(slot) for slot in slots]
         self.queue: deque[Job] = deque()
-        self.outcome = Outcome()
-        self.deaths = 0  # of workers in a row that never greeted
 
     def run(self, jobs: Sequence[Job]) -> Outcome:
         """Run every job that is not recorded; an interrupt ends it early and keeps what is done.
@@ -127,46 +79,38 @@ class Runner:
         """
         with locked(self.path):
             try:
-                self._start(self.seats[0])
-                while not self.seats[0].greeted:
-                    self._turn()
-                self._plan(jobs)
+                environment = self.open()
+                self.queue = self.ledger.plan(jobs, environment)
                 if self.before is not None:
-                    self.before(tuple(self.queue), self.seats[0].environment or {})
-                while self.queue or any(seat.job for seat in self.seats):
-                    self._assign()
-                    self._turn()
+                    self.before(tuple(self.queue), environment)
+                self.serve()
             except KeyboardInterrupt:
                 self.outcome.interrupted = True
                 queued = sum(len(job.entries) for job in self.queue)
                 self.outcome.left = queued + sum(len(seat.left) for seat in self.seats)
             finally:
-                for seat in self.seats:
-                    if seat.process is not None:
-                        seat.process.kill()
+                self.close()
         return self.outcome
 
-    def _plan(self, jobs: Sequence[Job]) -> None:
-        """Queue what is not recorded, each entry with its key."""
-        known = {}
-        if self.path is not None and self.path.exists():
-            known = {row.key: row for row in records.read([self.path])}
-        environment = self.seats[0].environment or {}
-        total = 0
-        for job in jobs:
-            fresh = []
-            for entry in job.entries:
-                entry = replace(entry, key=key(entry, self.settings, environment))
-                self.outcome.asked.append(entry.key)
-                row = known.get(entry.key)
-                if row is None or (self.retry and row.status in FAILED):
-                    fresh.append(entry)
-                else:
-                    self.outcome.recorded.append(row)
-            total += len(job.entries)
-            if fresh:
-                self.queue.append(Job(tuple(fresh)))
-        self.observer.planned(total, len(self.outcome.recorded))
+    def open(self) -> dict[str, Any]:
+        """Start the first worker; returns its environment. Raises RunError if it does not start."""
+        self._start(self.seats[0])
+        while not self.seats[0].greeted:
+            self._turn()
+        return self.seats[0].environment or {}
+
+    def serve(self) -> None:
+        """Work until the queue is empty; raises RunError if workers cannot start."""
+        while self.queue or any(seat.job for seat in self.seats):
+            self._assign()
+            self._turn()
+
+    def close(self) -> None:
+        """End every worker."""
+        for seat in self.seats:
+            if seat.process is not None:
+                seat.process.kill()
+                seat.process = None
 
     def _start(self, seat: Seat) -> None:
         ceilings = (seat.environment or {}).get("ceilings")
@@ -239,29 +183,29 @@ class Runner:
                 del seat.left[index]
                 assert seat.environment is not None
                 seat.environment |= {"ceilings": row.environment.get("ceilings")}
-                self._keep(row)
+                self.ledger.keep(row)
             case Finished(healthy):
                 seat.job = None
                 if not healthy:
                     self._bury(seat)
 
     def _greet(self, seat: Seat, environment: dict[str, Any]) -> None:
-        first = self.seats[0].environment
-        if first is not None and identity(first) != identity(environment):
-            differ = [n for n, v in identity(first).items() if identity(environment)[n] != v]
-            raise RunError(
-                f"workers differ in {', '.join(differ)}: choose equal GPUs with "
-                "CUDA_VISIBLE_DEVICES, and one run for each kind"
-            )
-        seat.environment, seat.greeted, self.deaths = environment, True, 0
+        if self.seats[0].environment is not None:
+            check_alike(self.seats[0].environment, environment)
+        seat.environment, seat.greeted, seat.deaths = environment, True, 0
         if seat.job is not None:
             self._give(seat)
 
-    def _keep(self, row: Row) -> None:
-        if self.path is not None:
-            records.append(self.path, row)
-        self.outcome.rows.append(row)
-        self.observer.row(row)
+    def _give_up(self, seat: Seat, reason: str) -> None:
+        """Go on without a place where no worker starts; raises RunError if it is the last."""
+        others = [other for other in self.seats if other is not seat]
+        if not any(other.environment for other in others):
+            raise RunError(f"workers do not start: {reason}")
+        if seat.job is not None:
+            self.queue.appendleft(seat.job)
+        self.seats = others
+        place = " ".join(f"{name}={value}" for name, value in seat.slot.variables.items())
+        self.outcome.lost.append(f"{place or seat.slot.device}: {reason}")
 
     def _bury(self, seat: Seat) -> None:
         assert seat.process is not None
@@ -274,9 +218,10 @@ class Runner:
         greeted = seat.greeted
         self._bury(seat)
         if not greeted:
-            self.deaths += 1
-            if self.deaths >= 2:
-                raise RunError(f"workers do not start: {reason}")
+            seat.deaths += 1
+            if seat.deaths >= 2:
+                self._give_up(seat, reason)
+                return
             if seat.job is None:
                 self._start(seat)
             else:
@@ -292,26 +237,9 @@ class Runner:
             entry = left.pop(guilty)
             row = blank_row(entry, self.settings, seat.environment or {})
             what = f"{reason}; during: {seat.stage.what}"
-            self._keep(replace(row, status=status, reason=what))
+            self.ledger.keep(replace(row, status=status, reason=what))
             rest = [tuple(left.values())] if left else []
         else:
             rest = [(entry,) for entry in left.values()]
         self.queue.extendleft(Job(entries) for entries in reversed(rest))
         seat.job, seat.left = None, {}
-
-
-@contextmanager
-def locked(path: Path | None) -> Iterator[None]:
-    """Hold the folder of a record file, so that two runs do not do the same work twice."""
-    if path is None:
-        yield
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    except BlockingIOError:
-        raise RunError(f"another run is writing to {path.parent}: wait, or use --out") from None
-    finally:
-        os.close(folder)

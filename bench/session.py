@@ -15,8 +15,9 @@ from ..kernels.registry import config_dict
 from . import show
 from .ahead import compile_ahead
 from .jobs import Entry, Job, Kind, Settings
+from .ledger import FAILED, Outcome, Slot
 from .records import Row
-from .runner import FAILED, Outcome, Runner, Slot
+from .runner import Runner
 
 RIGHT, WRONG, NOTHING, INTERRUPTED = 0, 1, 3, 130
 
@@ -65,7 +66,10 @@ def perform(
     title: str,
 ) -> Outcome:
     """Run jobs under the progress display."""
-    slots = make_slots(device_of(arguments), settings.kind)
+    device = device_of(arguments)
+    if getattr(arguments, "ray", None) is not None:
+        return perform_on_ray(page, arguments, settings, jobs, title)
+    slots = make_slots(device, settings.kind, getattr(arguments, "gpus", None))
     with show.Watch(page, title) as watch:
         return Runner(
             settings,
@@ -78,8 +82,34 @@ def perform(
         ).run(jobs)
 
 
-def make_slots(device: torch.device, kind: Kind) -> list[Slot]:
-    """One slot per visible GPU. On a CPU one to time, or one per core to check.
+def perform_on_ray(
+    page: Console,
+    arguments: argparse.Namespace,
+    settings: Settings,
+    jobs: Sequence[Job],
+    title: str,
+) -> Outcome:
+    """The same through Ray; raises UsageError where it is not installed."""
+    try:
+        from .cluster import Cluster
+    except ImportError as error:
+        raise UsageError(f"--ray: {error}; pip install 'mamba3-bench[ray]'") from error
+    if arguments.gpus is not None:
+        raise UsageError("--gpus: Ray gives out the GPUs; leave it out, or leave out --ray")
+    with show.Watch(page, title) as watch:
+        return Cluster(
+            settings,
+            device_of(arguments).type,
+            records_path(arguments),
+            watch,
+            address=arguments.ray,
+            timeout_s=arguments.timeout,
+            retry=arguments.retry,
+        ).run(jobs)
+
+
+def make_slots(device: torch.device, kind: Kind, gpus: str | None = None) -> list[Slot]:
+    """One slot per visible GPU, or for those of them named. On a CPU one to time, or one per core.
 
     There each has one thread, or OMP_NUM_THREADS of them: on a busy machine, the threads of one
     small operation wait for each other a hundred times longer than they work.
@@ -88,9 +118,25 @@ def make_slots(device: torch.device, kind: Kind) -> list[Slot]:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         count = torch.cuda.device_count()
         names = visible.split(",")[:count] if visible else [str(i) for i in range(count)]
-        return [Slot("cuda:0", {"CUDA_VISIBLE_DEVICES": name}) for name in names]
+        chosen = names if gpus is None else [names[i] for i in numbers_below(gpus, len(names))]
+        return [Slot("cuda:0", {"CUDA_VISIBLE_DEVICES": name}) for name in chosen]
+    if gpus is not None and kind != "resources":
+        raise UsageError("--gpus: there is none in use; leave it out")
     slot = Slot("cpu", {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")})
     return [slot] * (1 if kind == "sweep" else min(len(os.sched_getaffinity(0)), 4))
+
+
+def numbers_below(text: str, count: int) -> list[int]:
+    """GPUs by their number among the visible ones, each once; raises UsageError."""
+    found = []
+    for part in text.split(","):
+        if not part.strip().isdecimal() or int(part) >= count:
+            raise UsageError(
+                f"--gpus: expected numbers from 0 to {count - 1}, got {part.strip()!r}; "
+                "`mamba3-bench doctor` lists them"
+            )
+        found.append(int(part))
+    return list(dict.fromkeys(found))
 
 
 def conclude(page: Console, outcome: Outcome, path: Path | None) -> int:
@@ -101,6 +147,8 @@ def conclude(page: Console, outcome: Outcome, path: Path | None) -> int:
         counts[row.status] = counts.get(row.status, 0) + 1
     summary = ", ".join(f"{count} {status}" for status, count in counts.items()) or "nothing done"
     page.print(f"{summary}{f'; records: {path}' if path else ''}", highlight=False, soft_wrap=True)
+    for reason in outcome.lost:
+        page.print(f"a worker was given up: {reason}", markup=False, soft_wrap=True)
     if outcome.interrupted:
         kept = (
             "what is done is kept: the same command goes on from here" if path else "not recorded"
@@ -126,6 +174,8 @@ def default_device() -> torch.device:
 
 def device_of(arguments: argparse.Namespace) -> torch.device:
     """The device asked for; raises UsageError for a GPU that is not there."""
+    if getattr(arguments, "ray", None) is not None:  # the GPUs may be elsewhere
+        return torch.device(arguments.device or default_device())
     if arguments.device == "cuda" and not torch.cuda.is_available():
         raise UsageError("--device cuda: no GPU that this torch can use; see `mamba3-bench doctor`")
     return torch.device(arguments.device) if arguments.device else default_device()

@@ -11,8 +11,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from .jobs import Job, Stage
+from .ledger import Slot
 from .records import Row, Samples
-from .runner import Slot
 
 COLOURS = {"ok": "green", "inaccurate": "yellow", "skipped": "dim", "wrong": "bold red"}
 SHORT = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32", "float64": "fp64"}

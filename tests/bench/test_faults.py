@@ -17,7 +17,8 @@ import torch
 
 from mamba3_bench.bench import records
 from mamba3_bench.bench.jobs import Entry, Job, Settings
-from mamba3_bench.bench.runner import Runner, Slot
+from mamba3_bench.bench.ledger import Slot
+from mamba3_bench.bench.runner import Runner
 from mamba3_bench.kernels.problem import Problem
 
 PLUGIN = str(Path(__file__).with_name("faults.py"))
@@ -148,6 +149,14 @@ def test_right_kernel_beside_them(rows, which):
     assert row.times.warm.count >= 5
     assert set(row.errors) == {"y", "state.phi", "state.h", "state.k", "state.x"}
     assert all(error.l2 <= error.l2_bound for error in row.errors.values())
+
+
+def test_wrong_row_keeps_its_errors(rows):
+    """How far off it was is told in numbers, and which output was not."""
+    errors = rows["prefill", 71, "zeros_tail"].errors
+    assert errors["y"].l2 > errors["y"].l2_bound
+    assert errors["state.h"].l2 <= errors["state.h"].l2_bound
+    assert rows["prefill", 71, "raises"].errors == {}
 
 
 def test_each_fault_is_planted():
