@@ -42,7 +42,7 @@ class Unwatched:
 
 def resources() -> dict[str, float]:
     """What the cluster has, by unit."""
-    found: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    found: dict[str, float] = ray.cluster_resources()
     return found
 
 

@@ -9,10 +9,13 @@ from mamba3_bench.bench.cli import NUMBERS, OPTIONAL, PRESETS, WORDS, main, pars
 from mamba3_bench.bench.grid import DTYPES, Axes, problems
 from mamba3_bench.kernels.problem import OPTIONAL as KNOWN
 
-COMMANDS = ("quick", "list", "doctor", "check", "sweep", "resources", "report")
+COMMANDS = (
+    "quick", "list", "doctor", "check", "sweep", "resources", "selftest", "compare", "report",
+)  # fmt: skip
+HEAVY = ("torch", "triton", "numpy", "scipy", "rich", "ray")
 HELP = f"""
 import sys
-sys.modules.update(dict.fromkeys(("torch", "triton", "numpy", "rich")))  # importing one raises
+sys.modules.update(dict.fromkeys({HEAVY}))  # importing one raises
 from mamba3_bench.bench.cli import main
 for line in (["--help"], *([name, "--help"] for name in {COMMANDS})):
     try:

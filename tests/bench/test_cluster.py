@@ -1,6 +1,7 @@
 """One worker, two, or two through Ray: the same records, and a lost worker costs one row."""
 
 import json
+from collections import deque
 from dataclasses import replace
 from pathlib import Path
 
@@ -89,6 +90,32 @@ def test_through_ray_the_same(alone, tmp_path):
     assert len(found) == len(alone)
     assert facts(found) == alone
     assert (watch.total, watch.recorded) == (6, 0)
+
+
+def test_a_lost_machine(monkeypatch, tmp_path):
+    """Its job goes to another once; the second time its entries get rows with the reason."""
+    cluster = pytest.importorskip("mamba3_bench.bench.cluster", reason="needs ray: '.[ray]'",
+                                  exc_type=ImportError)  # fmt: skip
+    monkeypatch.setattr(cluster.ray, "init", lambda **options: None)
+    monkeypatch.setattr(cluster, "resources", lambda: {"CPU": 4.0})
+
+    def gone(reference):
+        raise cluster.RayActorError
+
+    monkeypatch.setattr(cluster.ray, "get", gone)
+    one = cluster.Cluster(SETTINGS, "cpu", tmp_path / "records.jsonl", Watch(), stations=2)
+    one.environment = {}
+    queue, losses = deque(), {}
+    assert one._take(None, JOBS[0], queue, losses) is False
+    assert (list(queue), one.ledger.outcome.rows) == ([JOBS[0]], [])
+    assert one._take(None, JOBS[0], queue, losses) is False
+    found = records.read([tmp_path / "records.jsonl"])
+    assert [(row.backend, row.status) for row in found] == [
+        (entry.backend, "run-failed") for entry in JOBS[0].entries
+    ]
+    assert all(row.reason.startswith("its machine was lost: ") for row in found)
+    with pytest.raises(RunError, match="has 4 CPUs, 9 needed"):
+        cluster.Cluster(SETTINGS, "cpu", None, Watch(), stations=9)
 
 
 @pytest.mark.parametrize(

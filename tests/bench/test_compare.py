@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from mamba3_bench.bench import records
 from mamba3_bench.bench.cli import main
 from mamba3_bench.bench.compare import CASES, EXIT, NOTHING, Asked, compare
 from mamba3_bench.bench.records import Row, Samples, Times
+from mamba3_bench.bench.selftest import slower
 from mamba3_bench.bench.sides import NoRecords, load
 from mamba3_bench.bench.timing import summarise
 
@@ -195,6 +197,35 @@ def test_error_rates_with_repeats(ratio, threshold, case, at_least, seed):
     assert false / trials <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / trials)
     if (ratio, threshold) == (1.01, 0.02):  # less than what is asked for is not reported
         assert hits / (trials * shapes) <= 0.05
+
+
+RECORDED = Path(__file__).with_name("data") / "h100-two-processes.jsonl"
+
+
+@pytest.mark.parametrize("threshold", [0.02, 0.005])
+@pytest.mark.parametrize(
+    ("ratio", "case"),
+    [(1.0, None), (1.01, None), (1 / 1.01, None), (1.03, "slower"), (1 / 1.03, "faster")],
+)
+def test_planted_differences_in_recorded_data(ratio, case, threshold):
+    """Eight shapes on an H100, each in two processes: one is OLD, the other NEW times a ratio.
+
+    Without repeats the scatter is assumed. 3 % is found in all but one shape, whose processes ran
+    at clocks 0.8 % apart; of 1 % that shape alone may be called different, and none the wrong way.
+    """
+    processes = {0: [], 1: []}
+    for one in records.read([RECORDED]):
+        processes[one.repeat].append(one)
+    new = [slower(one, ratio - 1) for one in processes[1]]
+    lines = compare([processes[0]], [new], Asked(threshold=threshold)).lines
+    cases = [line.case for line in lines]
+    assert len(cases) == 8
+    wrong_way = "faster" if ratio > 1 else "slower"
+    assert ratio == 1 or wrong_way not in cases
+    if case:
+        assert cases.count(case) >= 7
+    else:
+        assert cases.count("slower") + cases.count("faster") <= (ratio != 1)
 
 
 @pytest.fixture
