@@ -1,19 +1,23 @@
-"""What the README says is true: its example runs, its commands and its files exist."""
+"""What README and docs say is true: examples run, commands parse, files exist."""
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from mamba3_bench.bench import records
 from mamba3_bench.bench.cli import parser
+from mamba3_bench.bench.compare import EXIT
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-COMMANDS = re.findall(r"^mamba3-bench (.*?)(?: *#.*)?$", README, re.MULTILINE)
+COMMAND = re.compile(r"^mamba3-bench (.*?)(?: *#.*)?$", re.MULTILINE)
+COMMANDS = sorted({line for page in PAGES for line in COMMAND.findall(page.read_text())})
 
 
 def test_example_runs(tmp_path: Path) -> None:
@@ -28,12 +32,34 @@ def test_example_runs(tmp_path: Path) -> None:
     assert done.stdout == "torch.Size([2, 100, 4, 64]) torch.Size([2, 4, 64])\n"
 
 
-@pytest.mark.parametrize(
-    "line", re.findall(r"^mamba3-bench (.*?)(?: *#.*)?$", README, re.MULTILINE)
-)
+@pytest.mark.parametrize("line", COMMANDS)
 def test_commands_parse(line: str) -> None:
     """Each command line is one that the program takes."""
-    parser().parse_args(line.split())
+    parser().parse_args(shlex.split(line))
+
+
+@pytest.mark.parametrize("name", ["add-a-kernel", "add-a-rival"])
+def test_plugins_of_the_docs_are_right_and_timed(name: str, tmp_path: Path) -> None:
+    """The file that a page shows passes the sweep that stands below it, gate included."""
+    page = (ROOT / "docs" / f"{name}.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    plugin = re.match(r"# ((\w+)\.py)\n", code)
+    assert plugin
+    (tmp_path / plugin[1]).write_text(code)
+    (line,) = (line for line in COMMAND.findall(page) if line.startswith("sweep"))
+    line += f" --budget 0.01 --out {tmp_path} --device cpu"
+    command = [sys.executable, "-m", "mamba3_bench", *shlex.split(line)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = records.read([tmp_path / "records.jsonl"])
+    assert {row.backend: row.times is not None for row in rows} == {plugin[2]: True, "torch": True}
+
+
+def test_exit_codes_of_the_docs() -> None:
+    """The table of verdicts is the one of the program."""
+    page = (ROOT / "docs" / "comparing.md").read_text()
+    table = re.findall(r"^\| ([a-z ]+) \|.*\| (\d+) \|$", page, re.MULTILINE)
+    assert {case: int(code) for case, code in table} == EXIT
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
