@@ -154,8 +154,11 @@ def report(page: Console, paths: Sequence[Path], out: Path) -> int:
     missing = [path for path in paths if not path.is_file()]
     if missing:
         raise UsageError(f"no such record file: {', '.join(map(str, missing))}")
-    show_report(page, paths)
-    write_report(page, paths, out)
+    try:
+        show_report(page, paths)
+        write_report(page, paths, out)
+    except ValueError as error:  # a file without rows, or with a line that is none
+        raise UsageError(str(error)) from error
     return RIGHT
 
 

@@ -34,7 +34,8 @@ class Process:
             start_new_session=True,
         )
         theirs.close()
-        self.connection.send(start)
+        with suppress(OSError):  # one that is dead already is found out by `hear`
+            self.connection.send(start)
         self.heard = time.monotonic()
 
     def give(self, job: Job) -> None:

@@ -51,6 +51,8 @@ def test_help_imports_nothing_heavy():
         ("check --preset h200", "invalid choice: 'h200'"),
         ("check --colour red", "unrecognized arguments: --colour red"),
         ("report nowhere.jsonl", "no such record file: nowhere.jsonl"),
+        ("report /dev/null", "no such record file: /dev/null"),
+        (f"report {__file__}", "test_cli.py:1: not a record"),
         ("check --device cuda", "--device cuda: no GPU"),
         ("swep", "invalid choice: 'swep'"),
         ("", "required: COMMAND"),
