@@ -25,17 +25,18 @@ import torch
 from cutlass import Float32, Int32, Int64, Uint32, const_expr, cute
 from cutlass.cute import arch
 
-from ..call import Call
+from ..call import Call, row_strides
 from ..errors import UnsupportedError
+from ..plans import Launch
+from ..pointers import Inputs, Params, State
 from ..problem import OPTIONAL, Options, Problem
 from ..registry import Resources, implements
 from . import compile
 from .functions import EPS, advance, cos_sin, decay_log, scatter_sums, sigmoid, softplus, where
-from .memory import Inputs, Params, Scalars, State, at, load, put, shift, store
+from .memory import Scalars, at, load, put, shift, store
 
 WARP = 32
 ALIGN = 128  # bytes, of each buffer in shared memory
-ADDRESS_OF_H = 19  # among the arguments of `DecodeKernel.__call__`
 
 
 @dataclass(frozen=True, slots=True)
@@ -508,9 +509,6 @@ class DecodeKernel:
                 put(y, (row * H + head) * P + tid, out)
 
 
-TENSORS = (*Inputs._fields, *Params._fields)  # in the order of `DecodeKernel.__call__`
-
-
 @cache
 def facts_of(problem: Problem) -> Facts:
     """The facts of a problem that its kernel is compiled for."""
@@ -525,7 +523,7 @@ def fake_arguments(facts: Facts) -> list[Any]:
     """Arguments with the types, and the absences, of a call."""
     absent = {name for name in OPTIONAL if name not in facts.optional}
     return [
-        *(None if name in absent else Int64(16) for name in TENSORS),
+        *(None if name in absent else Int64(16) for name in (*Inputs._fields, *Params._fields)),
         *[Int64(16)] * 5,  # state and y
         Int64(16) if facts.pooled else None,
         *[Int64(1)] * 8,  # strides
@@ -539,27 +537,24 @@ def compiled(facts: Facts, config: Config) -> Any:
     return compile.host_function(DecodeKernel(facts, config), *fake_arguments(facts))
 
 
-@cache
-def launcher(problem: Problem, config: Config) -> Any:
-    """`compiled`, found by one look-up: a call may take 20 us of the host in all."""
-    return compiled(facts_of(problem), config)
+def addresses(call: Call) -> list[int | None]:
+    """Where the tensors of a call lie, in the order of `DecodeKernel.__call__`; None: absent.
+
+    Raises UnsupportedError for a state that a bulk copy cannot fetch.
+    """
+    assert call.state is not None
+    tensors = (
+        *call.inputs.every(), *call.params.every(), *call.state.every(), call.y, call.state_indices
+    )  # fmt: skip
+    found = [None if tensor is None else tensor.data_ptr() for tensor in tensors]
+    if call.state.h.data_ptr() % 16:
+        raise UnsupportedError("decode", "cute", "state.h does not start on 16 bytes")
+    return found
 
 
-def arguments(call: Call) -> list[Any]:
-    """What the compiled function is called with: addresses, strides and dims."""
-    inputs, params, state, p = call.inputs, call.params, call.state, call.problem
-    assert state is not None
-    ins = (
-        inputs.x, inputs.b, inputs.c, inputs.dt, inputs.a, inputs.lam, inputs.theta, inputs.z
-    )  # fmt: skip
-    others = (
-        params.dt_bias, params.b_norm, params.c_norm, params.b_bias, params.c_bias, params.d,
-        params.mimo_x, params.mimo_z, params.mimo_o, params.out_norm,
-        state.phi, state.h, state.k, state.x, call.y, call.state_indices,
-    )  # fmt: skip
-    addresses = [None if t is None else t.data_ptr() for t in ins + others]
-    strides = [0 if t is None else t.stride()[0] for t in ins]
-    return [*addresses, *strides, p.B, p.H, p.G]
+def constants(call: Call) -> list[int]:
+    """What the compiled function is called with after the addresses: strides and dims."""
+    return [*row_strides(call.inputs), call.problem.B, call.problem.H, call.problem.G]
 
 
 def resources(problem: Problem, config: Config) -> list[Resources]:
@@ -569,16 +564,27 @@ def resources(problem: Problem, config: Config) -> list[Resources]:
     return [compile.resources(kernel, kernel.shared, config.threads, *fake_arguments(facts))]
 
 
-@implements("decode", "cute", supports=supports, configs=configs, resources=resources)
+def launcher(call: Call, config: Config) -> Launch:
+    """Compile, and keep what calls that differ in addresses alone have in common."""
+    addresses(call)  # refused before anything is compiled
+    function = compiled(facts_of(call.problem), config)
+    rest, device = constants(call), call.y.device
+
+    def launch(call: Call) -> None:
+        found = addresses(call)
+        stream = torch._C._cuda_getCurrentRawStream(device.index)
+        if device.index == torch.cuda.current_device():
+            function(*found, *rest, stream)
+        else:
+            with torch.cuda.device(device):
+                function(*found, *rest, stream)
+
+    return launch
+
+
+@implements(
+    "decode", "cute", supports=supports, configs=configs, resources=resources, launch=launcher
+)
 def decode(call: Call, config: Config) -> None:
     """Launch one block per batch row and head, on the current stream."""
-    values = arguments(call)
-    if values[ADDRESS_OF_H] % 16:
-        raise UnsupportedError("decode", "cute", "state.h does not start on 16 bytes")
-    device = call.y.device
-    stream = torch.cuda.current_stream(device).cuda_stream
-    if device.index == torch.cuda.current_device():
-        launcher(call.problem, config)(*values, stream)
-    else:
-        with torch.cuda.device(device):
-            launcher(call.problem, config)(*values, stream)
+    launcher(call, config)(call)

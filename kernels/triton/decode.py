@@ -14,14 +14,15 @@ from L2.
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 
-from ..call import Call
+from ..call import Call, row_strides
 from ..cases import make_call
+from ..pointers import Inputs, Params, State
 from ..problem import Problem
 from ..registry import Resources, implements
 from . import compile
@@ -71,43 +72,6 @@ def supports(problem: Problem, device: torch.device) -> str | None:
     if device.type != "cuda" and not INTERPRETED:
         return "needs a CUDA device (or TRITON_INTERPRET=1 set before the import)"
     return None
-
-
-class InputPointers(NamedTuple):
-    """`Inputs` as the kernel gets them."""
-
-    x: Any
-    b: Any
-    c: Any
-    dt: Any
-    a: Any
-    lam: Any
-    theta: Any
-    z: Any
-
-
-class ParamPointers(NamedTuple):
-    """`Params` as the kernel gets them."""
-
-    dt_bias: Any
-    b_norm: Any
-    c_norm: Any
-    b_bias: Any
-    c_bias: Any
-    d: Any
-    mimo_x: Any
-    mimo_z: Any
-    mimo_o: Any
-    out_norm: Any
-
-
-class StatePointers(NamedTuple):
-    """`State` as the kernel gets it."""
-
-    phi: Any
-    h: Any
-    k: Any
-    x: Any
 
 
 @triton.jit
@@ -276,16 +240,9 @@ def arguments(call: Call, config: Config) -> tuple[list[Any], dict[str, Any]]:
     """What `decode_kernel` is launched with."""
     p, inputs, params, state = call.problem, call.inputs, call.params, call.state
     assert state is not None
-    x, b, c, dt, a, lam, theta, z = (
-        inputs.x, inputs.b, inputs.c, inputs.dt, inputs.a, inputs.lam, inputs.theta, inputs.z
-    )  # fmt: skip
-    strides = [t.stride(0) for t in (x, b, c, dt, a, lam, theta)]
-    strides.append(0 if z is None else z.stride(0))
     positional = [
-        InputPointers(x, b, c, dt, a, lam, theta, z),
-        ParamPointers(*(getattr(params, name) for name in ParamPointers._fields)),
-        StatePointers(state.phi, state.h, state.k, state.x),
-        call.y, call.state_indices, *strides, p.H, p.G,
+        Inputs(*inputs.every()), Params(*params.every()), State(*state.every()),
+        call.y, call.state_indices, *row_strides(inputs), p.H, p.G,
     ]  # fmt: skip
     constants = {
         "P": p.P, "N": p.N, "R": p.R, "S": p.S,

@@ -39,15 +39,15 @@ def step() -> Callable[..., None]:
             kernel = decode.DecodeKernel(facts, config)
             text = compile.ptx(kernel, *decode.fake_arguments(facts))
             programs[facts, config] = ptx.Program(text)
-        *addresses_and_strides, B, H, G = decode.arguments(call)
+        *strides, B, H, G = decode.constants(call)
         assert call.state is not None
         named = call.inputs.items() + call.params.items() + call.state.items()
         tensors = [tensor for _, tensor in named] + [call.y]
         if call.state_indices is not None:
             tensors.append(call.state_indices)
         machine = ptx.Machine(programs[facts, config], B * H, tensors)
-        present = [value for value in addresses_and_strides if value is not None]
-        machine.run([*present, H, G, H // G])
+        present = [value for value in decode.addresses(call) if value is not None]
+        machine.run([*present, *strides, H, G, H // G])
 
     def run(call: Call, config: Any = None) -> None:
         implementation = registry.get("decode", "cute")

@@ -86,10 +86,11 @@ def test_arguments_name_every_tensor_once(seed: int) -> None:
 
     case = problem(B=3, pool=5, optional=("z", "d"))
     call = make_call(case, seed)
-    given, fake = decode.arguments(call), decode.fake_arguments(decode.facts_of(case))
+    given = [*decode.addresses(call), *decode.constants(call)]
+    fake = decode.fake_arguments(decode.facts_of(case))
     assert [value is None for value in given] == [value is None for value in fake]
     assert call.state is not None
-    assert given[decode.ADDRESS_OF_H] == call.state.h.data_ptr()
+    assert given[19] == call.state.h.data_ptr()  # after 8 inputs, 10 parameters and phi
     addresses = [value for value in given[:24] if value is not None]
     assert len(set(addresses)) == len(addresses) == 7 + 1 + 1 + 4 + 1 + 1
     assert given[24:] == [call.inputs.x.stride(0)] * 8 + [3, 4, 1]  # slices of one projection
