@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from . import plans
-from .call import Call, capturing, new_state, new_y
+from .call import Call, capturing, empty, new_state, y_shape
 from .check import check_decode, check_prefill
 from .problem import Options
 from .registry import Config, choose
@@ -56,8 +56,9 @@ def prefill(
         if cu_seqlens is None and not capturing(inputs.x):  # lengths are values
             plans.remember(key, tensors, call.problem, launch)
     else:
+        y = empty(plan.y_shape, inputs.x.dtype, inputs.x.device)
         final = new_state(plan.problem, inputs.x.device)
-        call = Call(plan.problem, inputs, params, state, final, new_y(inputs, plan.problem))
+        call = Call(plan.problem, inputs, params, state, final, y)
         if not inputs.x.is_cuda:
             check_values(call)
         plan.launch(call)
@@ -95,7 +96,7 @@ def decode(
         if not capturing(inputs.x):  # else its values have not been looked at
             plans.remember(key, tensors, call.problem, launch)
     else:
-        y = new_y(inputs, plan.problem)
+        y = empty(plan.y_shape, inputs.x.dtype, inputs.x.device)
         call = Call(plan.problem, inputs, params, state, state, y, state_indices=state_indices)
         if not inputs.x.is_cuda:
             check_values(call)
@@ -123,10 +124,9 @@ def prefill_call(
     """Validate a prefill and allocate what it writes; arguments as for `prefill`."""
     params, options = params or NO_PARAMS, options or Options()
     problem = check_prefill(inputs, params, state, cu_seqlens, options, state_dtype)
+    y = empty(y_shape(problem), inputs.x.dtype, inputs.x.device)
     final = new_state(problem, inputs.x.device)
-    call = Call(
-        problem, inputs, params, state, final, new_y(inputs, problem), cu_seqlens=cu_seqlens
-    )
+    call = Call(problem, inputs, params, state, final, y, cu_seqlens=cu_seqlens)
     if not capturing(inputs.x):
         check_values(call)
     return call
@@ -142,7 +142,7 @@ def decode_call(
     """Validate a decode step and allocate its output; arguments as for `decode`."""
     params, options = params or NO_PARAMS, options or Options()
     problem = check_decode(inputs, params, state, state_indices, options)
-    y = new_y(inputs, problem)
+    y = empty(y_shape(problem), inputs.x.dtype, inputs.x.device)
     call = Call(problem, inputs, params, state, state, y, state_indices=state_indices)
     if not capturing(inputs.x):
         check_values(call)

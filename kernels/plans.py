@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .call import Call
+from .call import Call, y_shape
 from .problem import Problem
 
 # A PyTorch that keeps its guards elsewhere is no error: every call is then validated in full.
@@ -35,6 +35,7 @@ class Plan:
     """A validated problem, what launches it, and whether some tensors have its facts."""
 
     problem: Problem
+    y_shape: tuple[int, ...]
     launch: Launch
     fits: Callable[..., bool]
 
@@ -72,7 +73,7 @@ def remember(key: Key, tensors: Sequence[Tensor | None], problem: Problem, launc
     if key not in _plans and len(_plans) >= MOST_KEYS:
         _plans.pop(next(iter(_plans)), None)
     _plans.setdefault(key, deque(maxlen=MOST_OF_A_KEY)).appendleft(
-        Plan(problem, launch, guards.check)
+        Plan(problem, y_shape(problem), launch, guards.check)
     )
 
 

@@ -22,6 +22,11 @@ def host_function(kernel: Any, *arguments: Any, options: str = "") -> Any:
         )
 
 
+def direct(function: Any) -> Any:
+    """What a compiled host function calls after its own checks, which take 1 us of each call."""
+    return super(type(function), function).__call__
+
+
 def ptx(kernel: Any, *arguments: Any) -> str:
     """The PTX of a kernel for sm_90a."""
     with tempfile.TemporaryDirectory() as folder:

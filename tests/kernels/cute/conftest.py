@@ -36,7 +36,7 @@ def step() -> Callable[..., None]:
 
         facts = decode.facts_of(call.problem)
         if (facts, config) not in programs:
-            kernel = decode.DecodeKernel(facts, config)
+            kernel = decode.kernel_of(facts, config)
             text = compile.ptx(kernel, *decode.fake_arguments(facts))
             programs[facts, config] = ptx.Program(text)
         *strides, B, H, G = decode.constants(call)

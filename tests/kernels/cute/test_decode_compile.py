@@ -62,11 +62,11 @@ def test_state_moves_in_16_byte_words(state_dtype: torch.dtype) -> None:
 
     config = decode.Config(threads=128, bytes=16, rows=4)
     facts = decode.facts_of(problem(state_dtype=state_dtype))
-    kernel = decode.DecodeKernel(facts, config)
+    kernel = decode.kernel_of(facts, config)
     ptx = compile.ptx(kernel, *decode.fake_arguments(facts))
-    assert ptx.count("\tcp.async.bulk.shared") == kernel.chunks
+    assert ptx.count("\tcp.async.bulk.shared") == kernel.pieces
     assert ptx.count("st.global.v4.b32") == 4  # of 16 bytes each, for 4 rows of a chunk
-    assert 128 * 4 * 16 * kernel.chunks == 64 * 128 * state_dtype.itemsize
+    assert 128 * 4 * 16 * kernel.pieces == 64 * 128 * state_dtype.itemsize
 
 
 def test_batch_and_heads_are_no_part_of_the_kernel() -> None:
