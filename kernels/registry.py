@@ -66,12 +66,12 @@ class Implementation:
     rival: bool = False  # other people's kernel: may be `inaccurate` and still be timed
     stages: Stages | None = None  # None: `run` reads and writes the call's own buffers
     forget: Callable[[], None] = lambda: None  # what it chose by itself for other problems
-    launch: Callable[[Call, Config], Launch] | None = None  # see `launcher`
+    launcher: Callable[[Call, Config], Launch] | None = None  # None: nothing to prepare
 
-    def launcher(self, call: Call, config: Config) -> Launch:
+    def ready(self, call: Call, config: Config) -> Launch:
         """`run` for a call and for all that differ from it in addresses and values alone."""
-        if self.launch is not None:
-            return self.launch(call, config)
+        if self.launcher is not None:
+            return self.launcher(call, config)
         return lambda call: self.run(call, config)
 
     def default(self, problem: Problem, device: torch.device) -> Config:
@@ -82,7 +82,7 @@ class Implementation:
         """Prepare a call for launches, of which each does the whole work again."""
         if self.stages is not None:
             return Bound(call, config, self.stages)
-        launch = self.launcher(call, config)
+        launch = self.ready(call, config)
         return Bound(call, config, direct(lambda call, config: launch(call)))
 
 
@@ -125,7 +125,7 @@ def implements(
     resources: Callable[[Problem, Config], list[Resources]] | None = None,
     deterministic: bool = True,
     rival: bool = False,
-    launch: Callable[[Call, Config], Launch] | None = None,
+    launcher: Callable[[Call, Config], Launch] | None = None,
 ) -> Callable[[Run], Run]:
     """Register a function of (call, config) as the implementation of an op by a backend.
 
@@ -134,13 +134,13 @@ def implements(
     resources: registers, spills and shared memory of a config, compiled for sm_90a without a GPU.
     deterministic: whether two runs on the same inputs must agree bit for bit.
     rival: whether this is other people's kernel, which may be `inaccurate` and still be timed.
-    launch: does once what calls that differ in addresses and values alone have in common, and
+    launcher: does once what calls that differ in addresses and values alone have in common, and
     returns a function of such calls.
     """
 
     def register(run: Run) -> Run:
         _registered[op, backend] = Implementation(
-            op, backend, run, supports, configs, resources, deterministic, rival, launch=launch
+            op, backend, run, supports, configs, resources, deterministic, rival, launcher=launcher
         )
         plans.forget()
         if (op, backend) not in MODULES:

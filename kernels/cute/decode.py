@@ -174,7 +174,7 @@ def launcher(call: Call, config: Config) -> Launch:
 
 
 @implements(
-    "decode", "cute", supports=supports, configs=configs, resources=resources, launch=launcher
+    "decode", "cute", supports=supports, configs=configs, resources=resources, launcher=launcher
 )
 def decode(call: Call, config: Config) -> None:
     """Launch one block per batch row and head, on the current stream."""
