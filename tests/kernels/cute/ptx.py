@@ -354,7 +354,7 @@ class Machine:
     def matrix_product(self, rest: list[str], operands: list[str]) -> None:
         """mma.m16n8k16 and k8 of 16-bit numbers, with float32 accumulators."""
         warps = self.whole_warps("a matrix product")
-        kind, k = rest[5], int(rest[2].removeprefix("m16n8k"))
+        kind, k = rest[6], int(rest[2].removeprefix("m16n8k"))
         to, *sources = (operand.strip("{}").split(", ") for operand in operands)
         words, halves, numbers = [
             [self.get(name, as_kind)[self.active].reshape(len(warps), WARP) for name in names]
