@@ -12,7 +12,7 @@ from cutlass import Float32, const_expr, cute
 from cutlass.cute import arch
 
 from .functions import scatter_sums
-from .memory import at, load, put, store
+from .memory import load, put, store
 from .step import WARP, Facts, Step
 
 
@@ -36,13 +36,13 @@ class CudaCoreStep(Step):
         """The rows of a thread stand together."""
         return (i_p % self.groups) * self.per_thread + i_p // self.groups
 
-    def put_rows(self, s_operands, i_p, befores, nows):
-        """Keep beta x'_r and gamma x_r of one row."""
+    def put_rows(self, s_operands, i_p, first, befores, nows):
+        """Keep beta x'_r and gamma x_r of one row, for some r from `first`."""
         _, _, _, s_x_before, s_x, _ = s_operands
         i_x = self.index_of_row(i_p)
         for r, (before, now) in enumerate(zip(befores, nows, strict=True)):
-            put(s_x_before, r * self.P + i_x, before)
-            put(s_x, r * self.P + i_x, now)
+            put(s_x_before, (first + r) * self.P + i_x, before)
+            put(s_x, (first + r) * self.P + i_x, now)
 
     def put_key(self, s_operands, r, before, keys, offsets):
         """Keep a lane's pairs of k'_r and k_r."""
@@ -70,7 +70,8 @@ class CudaCoreStep(Step):
                 for i, value in enumerate(sums):
                     r, u = (first + i) // self.rows, (first + i) % self.rows
                     i_row = chunk * self.rows + u
-                    value = value + at(s_skip, r * self.P + i_group * self.per_thread + i_row)
+                    i_x = i_group * self.per_thread + i_row
+                    value = value + self.skip_of(s_skip, r, i_x)
                     i_out = i_row * self.groups + i_group
                     self.put_output(y, s_y, row, head, H, r, i_out, value)
         if const_expr(self.normed):

@@ -37,12 +37,14 @@ class Config:
 
     On CUDA cores a bulk copy brings the rows that all threads have at once, on tensor cores those
     of a warp.
+    blocks: of an SM at once, for which the compiler keeps registers few; 0 leaves it alone.
     """
 
     threads: int
     bytes: int
     rows: int
     tensor_cores: bool = False
+    blocks: int = 0
 
 
 def configs(problem: Problem, device: torch.device) -> Iterable[Config]:

@@ -69,6 +69,8 @@ class Step:
         self.reduced = self.R == 1 or "mimo_o" in facts.optional
         # ranks whose skips stay apart: without a norm they are summed
         self.apart = 1 if self.reduced and not self.normed else self.R
+        # threads that share the ranks of one p of x
+        self.shares = min(self.R, config.threads // self.P)
 
     def all_buffers(self) -> list[tuple[Any, int]]:
         """Type and size of every buffer in shared memory: h, weights, skips, cos, sin, barriers."""
@@ -81,8 +83,8 @@ class Step:
         """Where row p of P stands among weights and skips."""
         return i_p
 
-    def put_rows(self, s_operands, i_p, befores, nows):
-        """Keep beta x'_r and gamma x_r of one row, for all r."""
+    def put_rows(self, s_operands, i_p, first, befores, nows):
+        """Keep beta x'_r and gamma x_r of one row, for some r from `first`."""
         raise NotImplementedError
 
     def put_key(self, s_operands, r, before, keys, offsets):
@@ -149,7 +151,11 @@ class Step:
             Inputs(*inputs), Params(*params), state,
             cute.make_ptr(self.type, y, gmem, assumed_align=small), indices,
             strides, H, G, H // G,
-        ).launch(grid=[B * H, 1, 1], block=[self.config.threads, 1, 1], stream=stream)  # fmt: skip
+        ).launch(
+            grid=[B * H, 1, 1], block=[self.config.threads, 1, 1], stream=stream,
+            min_blocks_per_mp=self.config.blocks,
+            preferred_smem_carveout=100 if self.config.blocks else None,  # percent
+        )  # fmt: skip
 
     @cute.kernel
     def kernel(
@@ -198,13 +204,14 @@ class Step:
         dt_bias = at(params.dt_bias, head)
         skip = at(params.d, head)
 
-        i_p = tid % P
+        i_p, share = tid % P, tid // P % self.shares
+        first = share * (R // self.shares)
         g_x_state = state.x + head_of_state * P
         x_before = at(g_x_state, i_p)
         x = at(inputs.x, row * strides.x + head * P + i_p)
         z = at(inputs.z, row * strides.z + head * P + i_p)
         scales = [
-            [at(v, (head * R + r) * P + i_p) for r in range(R)]
+            [at(v, (head * R + first + r) * P + i_p) for r in range(R // self.shares)]
             for v in (params.mimo_x, params.mimo_z, params.mimo_o)
         ]
 
@@ -240,9 +247,10 @@ class Step:
         # the compiler may not move a load down past this, to where its value is used
         arch.sync_warp()
         scalars = self.scalars(dt, dt_bias, a, lam)
-        if tid < P:
-            put(g_x_state, i_p, x)
-            self.rows_of_x(i_p, x, x_before, z, scales, skip, scalars, s_operands, s_weight, s_skip)
+        if tid < P * self.shares:
+            self.rows_of_x(
+                i_p, share, x, x_before, z, scales, skip, scalars, s_operands, s_weight, s_skip
+            )
         if i_pair < self.pairs:
             angle = advance(phi, scalars.step, Float32(theta))
             cos, sin = cos_sin(angle)
@@ -259,6 +267,8 @@ class Step:
         cs = [self.normalised(v, c_norm, bias) for v, bias in zip(cs, c_biases, strict=True)]
         arch.sync_threads()
 
+        if tid < P:  # now that every thread has its x'
+            put(g_x_state, i_p, x)
         turn = [(at(s_cos, i), at(s_sin, i)) for i in self.indices_of_pairs(lane)]
         owns = lane < self.pairs  # of N = 32 the second half of a warp repeats the first
         for m in cutlass.range_constexpr(turns):
@@ -299,9 +309,15 @@ class Step:
         alpha = cute.math.exp(decay_log(Float32(a), step, self.facts.options.decay))
         return Scalars(step, alpha, (1.0 - lam) * step * alpha, lam * step)
 
-    def rows_of_x(self, i_p, x, x_before, z, scales, skip, scalars, s_operands, s_weight, s_skip):
-        """One p of x, of the output weights mimo_o silu(z mimo_z), and of what they make of d x."""
+    def rows_of_x(
+        self, i_p, share, x, x_before, z, scales, skip, scalars, s_operands, s_weight, s_skip
+    ):
+        """One p of x, of the output weights mimo_o silu(z mimo_z), and of what they make of d x.
+
+        For a share of the ranks.
+        """
         P, i_x = self.P, self.index_of_row(i_p)
+        first = share * (self.R // self.shares)
         x, x_before = Float32(x), Float32(x_before)
         total = Float32(0.0)
         befores, nows = [], []
@@ -316,16 +332,16 @@ class Step:
                 weight = gate * sigmoid(gate)
             if mimo_o is not None:
                 weight = weight * mimo_o
-            put(s_weight, r * P + i_x, weight)
+            put(s_weight, (first + r) * P + i_x, weight)
             through = Float32(0.0) if skip is None else skip * x_r
             if not self.normed:
                 through = weight * through
             total = total + through
             if self.apart > 1:
-                put(s_skip, r * P + i_x, through)
+                put(s_skip, (first + r) * P + i_x, through)
         if self.apart == 1:
-            put(s_skip, i_x, total)
-        self.put_rows(s_operands, i_p, befores, nows)
+            put(s_skip, share * P + i_x, total)
+        self.put_rows(s_operands, i_p, first, befores, nows)
 
     def indices_of_pairs(self, lane) -> list[Any]:
         """The pairs of a lane."""
@@ -400,6 +416,12 @@ class Step:
             if tid < P:
                 out = sum((at(s_y, r * P + tid) for r in range(R)), Float32(0.0))
                 self.put_output(y, None, row, head, H, 0, tid, out)
+
+    def skip_of(self, s_skip, r, i_x):
+        """What d x adds to rank r of a row, or to the sum of the ranks where they are not apart."""
+        if self.apart > 1:
+            return at(s_skip, r * self.P + i_x)
+        return sum(at(s_skip, share * self.P + i_x) for share in range(self.shares))
 
     def put_output(self, y, s_y, row, head, H, r, i_p, value):
         """Store one output: in s_y (R, P) if it is still to be normalised, else in y."""

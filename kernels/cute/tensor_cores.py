@@ -28,7 +28,7 @@ import cutlass
 from cutlass import Float32, Uint32, const_expr, cute
 from cutlass.cute import arch
 
-from .memory import at, load, put
+from .memory import at, load, put, store
 from .step import WARP, Facts, Step
 
 ROWS = 16  # of h in one product
@@ -58,15 +58,13 @@ class TensorCoreStep(Step):
         high = value.to(self.type)
         return high, (value - Float32(high)).to(self.type)
 
-    def put_rows(self, s_operands, i_p, befores, nows):
-        """Keep one row of X, its high numbers before its low ones."""
-        halves = [self.split(value) for value in befores + nows]
-        row = cute.make_rmem_tensor(len(halves) * 2, self.type)
-        for i, (high, low) in enumerate(halves):
-            row[i] = high
-            row[len(halves) + i] = low
-        place = s_operands[2] + i_p * self.row_of_x
-        cute.autovec_copy(row, cute.make_tensor(place, cute.make_layout(len(halves) * 2)))
+    def put_rows(self, s_operands, i_p, first, befores, nows):
+        """Keep one row of X for some ranks: its high numbers, then its low ones."""
+        for half, values in ((0, befores), (1, nows)):
+            pairs = [self.split(value) for value in values]
+            for low, part in enumerate(zip(*pairs, strict=True)):
+                o_x = i_p * self.row_of_x + ((2 * low + half) * self.R + first)
+                store(s_operands[2] + o_x, list(part))
 
     def place(self, n):
         """Where column n stands: of its five low bits, those of j before those of t."""
@@ -116,11 +114,11 @@ class TensorCoreStep(Step):
         elif tid < P:
             outs = [at(s_weight, r * P + tid) * at(s_y, r * P + tid) for r in range(self.R)]
             if const_expr(self.reduced):
-                out = sum(outs, at(s_skip, tid))
+                out = sum(outs, self.skip_of(s_skip, 0, tid))
                 self.put_output(y, None, row, head, H, 0, tid, out)
             else:
                 for r, out in enumerate(outs):
-                    out = out + at(s_skip, r * P + tid)
+                    out = out + self.skip_of(s_skip, r, tid)
                     self.put_output(y, None, row, head, H, r, tid, out)
 
     def update(self, tile, lane, alpha, g_h, s_h, s_operands) -> list[Any]:
