@@ -166,7 +166,7 @@ def empty(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> T
 
     It takes 1 us of the host where torch.empty takes 4 to 6 (beside an H100).
     """
-    here = device.type == "cuda" and device.index == torch.cuda.current_device()
+    here = device.type == "cuda" and device.index == torch._C._cuda_getDevice()
     if here and EMPTY_STRIDED_CUDA is not None:
         made: Tensor = EMPTY_STRIDED_CUDA(shape, packed_strides(shape), dtype)
         return made

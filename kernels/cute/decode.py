@@ -166,7 +166,7 @@ def launcher(call: Call, config: Config) -> Launch:
     def launch(call: Call) -> None:
         found = addresses(call)
         stream = torch._C._cuda_getCurrentRawStream(device.index)
-        if device.index == torch.cuda.current_device():
+        if device.index == torch._C._cuda_getDevice():
             function(*found, *rest, stream)
         else:
             with torch.cuda.device(device):
