@@ -90,22 +90,13 @@ def normalised(v, o_n, o_pair, weight, N: tl.constexpr, RMS: tl.constexpr):
 
 
 @triton.jit
-def rotated(v, bias, o_n, o_pair, weight, cos, sin, N: tl.constexpr, RMS: tl.constexpr):
+def rotated(v, bias, o_bias, o_n, o_pair, weight, cos, sin, N: tl.constexpr, RMS: tl.constexpr):
     """Rot(phi) (norm(v) + bias): v cos + partner(v) sin, sin signed by the place in the pair."""
     b_v, b_pair = normalised(v, o_n, o_pair, weight, N, RMS)
     if bias is not None:
-        b_v += tl.load(bias + o_n)
-        b_pair += tl.load(bias + o_pair)
+        b_v += tl.load(bias + o_bias + o_n)
+        b_pair += tl.load(bias + o_bias + o_pair)
     return b_v * cos + b_pair * sin
-
-
-@triton.jit
-def offset(base, amount):
-    """base + amount, or None for an absent tensor."""
-    if base is None:
-        return None
-    else:  # noqa: RET505 - both branches are compile-time and Triton wants them exclusive
-        return base + amount
 
 
 @triton.jit(
@@ -185,8 +176,10 @@ def decode_kernel(
     k = tl.zeros((N,), tl.float32)
     for r in tl.range(R, loop_unroll_factor=UNROLL):
         k_before = tl.load(p_k + r * H * N).to(tl.float32)
-        bias = offset(parameters.b_bias, (o_param + r) * N)
-        k = rotated(p_b + r * G * N, bias, o_n, o_pair, parameters.b_norm, cos, sin, N, RMS)
+        k = rotated(
+            p_b + r * G * N, parameters.b_bias, (o_param + r) * N, o_n, o_pair,
+            parameters.b_norm, cos, sin, N, RMS,
+        )  # fmt: skip
         x_r, x_before_r = gamma * x, beta * x_before
         if parameters.mimo_x is not None:
             scale = tl.load(parameters.mimo_x + (o_param + r) * P + o_p)
@@ -205,11 +198,15 @@ def decode_kernel(
     out = tl.zeros((P,), tl.float32)
     for r in tl.range(R, loop_unroll_factor=UNROLL):
         if R > 1:  # once more, because R rows of k do not fit the registers
-            bias = offset(parameters.b_bias, (o_param + r) * N)
-            k = rotated(p_b + r * G * N, bias, o_n, o_pair, parameters.b_norm, cos, sin, N, RMS)
+            k = rotated(
+                p_b + r * G * N, parameters.b_bias, (o_param + r) * N, o_n, o_pair,
+                parameters.b_norm, cos, sin, N, RMS,
+            )  # fmt: skip
         tl.store(p_k + r * H * N, cast(k, state.k.dtype.element_ty))
-        bias = offset(parameters.c_bias, (o_param + r) * N)
-        q = rotated(p_c + r * G * N, bias, o_n, o_pair, parameters.c_norm, cos, sin, N, RMS)
+        q = rotated(
+            p_c + r * G * N, parameters.c_bias, (o_param + r) * N, o_n, o_pair,
+            parameters.c_norm, cos, sin, N, RMS,
+        )  # fmt: skip
         y_r = tl.sum(h * q[None, :], 1)
         o_rp = (o_param + r) * P + o_p
         if parameters.d is not None:

@@ -82,16 +82,16 @@ def test_ranks(
 @interpreted
 @pytest.mark.parametrize("regime", REGIMES)
 @pytest.mark.parametrize(
-    ("step", "decay"),
+    ("step_by", "decay"),
     [("softplus", "heavy_tail"), ("softplus", "softplus"), ("activated", "log_decay")],
 )
 def test_activations(
-    step: Any, decay: Any, regime: Any,
+    step_by: Any, decay: Any, regime: Any,
     device: str, seed: int, fresh: Callable[..., Call],
 ) -> None:  # fmt: skip
     """Every step and decay, for strong and weak decay, long memory and large angles."""
-    optional = SISO if step == "softplus" else tuple(n for n in SISO if n != "dt_bias")
-    case = problem(options=Options(step=step, decay=decay), optional=optional)
+    optional = SISO if step_by == "softplus" else tuple(n for n in SISO if n != "dt_bias")
+    case = problem(options=Options(step=step_by, decay=decay), optional=optional)
     call = make_call(case, seed, device, regime)
     assert judged(call, fresh(call, "triton")) == ""
 
