@@ -37,22 +37,20 @@ class Config:
 
     On CUDA cores a bulk copy brings the rows that all threads have at once, on tensor cores those
     of a warp.
-    blocks: of an SM at once, for which the compiler keeps registers few; 0 leaves it alone.
     """
 
     threads: int
     bytes: int
     rows: int
     tensor_cores: bool = False
-    blocks: int = 0
 
 
 def configs(problem: Problem, device: torch.device) -> Iterable[Config]:
     """Every shape of a block that divides the tile, best guess first.
 
-    To N = 128 with P = 64 the guess was measured: 2.1 % above the best of all configs on average
-    over N = 64 and 128, R = 1 to 8, B = 1 to 128 and both state dtypes, at most 13 % (H100). Larger
-    tiles would spill with it.
+    To N = 128 with P = 64 the guess on CUDA cores was measured: 2.1 % above the best of these on
+    average over N = 64 and 128, R = 1 to 8, B = 1 to 128 and both state dtypes, at most 13 %
+    (H100). Larger tiles would spill with it.
     """
     wide = problem.state_dtype == torch.float32
     guess = Config(128, 8, 16 if wide else 8)
@@ -71,12 +69,12 @@ def configs(problem: Problem, device: torch.device) -> Iterable[Config]:
             found += [Config(threads, size, rows) for rows in (4, 8, 16) if rows <= most]
             if per_thread in (1, 2):
                 found.append(Config(threads, size, per_thread))
-    if problem.R >= 4 and problem.dtype == problem.state_dtype != torch.float32:
-        # a warp for every 16 rows; and a thread for every pair of dims that is rotated
-        threads = max(problem.P // ROWS * WARP, problem.N // 2)
-        if threads == problem.P // ROWS * WARP:
-            guess = Config(threads, 16, 2, tensor_cores=True)
-            found.append(guess)
+    threads = problem.P // ROWS * WARP  # on tensor cores: a warp for every 16 rows of h
+    fit = threads >= problem.N // 2  # a thread turns one pair of dims
+    if problem.R >= 4 and problem.dtype == problem.state_dtype != torch.float32 and fit:
+        found.append(Config(threads, 16, 2, tensor_cores=True))
+        # R = 4: 1 % slower at B = 128, 4 % faster at B = 1; R = 8: 14 % faster at B = 128 (H100)
+        guess = found[-1] if problem.R == 8 else guess
     return sorted(found, key=lambda config: config != guess)
 
 

@@ -151,11 +151,7 @@ class Step:
             Inputs(*inputs), Params(*params), state,
             cute.make_ptr(self.type, y, gmem, assumed_align=small), indices,
             strides, H, G, H // G,
-        ).launch(
-            grid=[B * H, 1, 1], block=[self.config.threads, 1, 1], stream=stream,
-            min_blocks_per_mp=self.config.blocks,
-            preferred_smem_carveout=100 if self.config.blocks else None,  # percent
-        )  # fmt: skip
+        ).launch(grid=[B * H, 1, 1], block=[self.config.threads, 1, 1], stream=stream)  # fmt: skip
 
     @cute.kernel
     def kernel(
