@@ -75,20 +75,7 @@ class Gate:
         truth = truth_of(pristine.take(self.rows))
         yardstick = run_yardstick(pristine.take(self.rows))
         self.truth = {name: result.cpu() for name, result in truth.results().items()}
-        self.bounds: dict[str, tuple[float, float]] = {}
-        for name, result in yardstick.results().items():
-            l2, largest = distance(result.cpu(), self.truth[name])
-            dtype = pristine.outputs()[name].dtype
-            roundings, reach = ROUNDINGS[dtype.itemsize]
-            unit = torch.finfo(dtype).eps / 2 * reach
-            worst = roundings * unit
-            if name in ("y", "state.h") and pristine.problem.op == "prefill":
-                worst = max(worst, OPERANDS * operand_unit(pristine.problem))
-            peak = float(self.truth[name].abs().max())
-            self.bounds[name] = (
-                SAFETY * l2 + math.sqrt(roundings) * unit,
-                SAFETY * largest + worst * peak,
-            )
+        self.bounds = bounds_of(pristine, self.truth, yardstick.results())
 
     def judge(self, call: Call, *, rival: bool = False) -> Verdict:
         """Whether a clone of the call that was poisoned and run holds the right results."""
@@ -160,6 +147,27 @@ class Gate:
                     f"{name}: {bad} of {off.numel()} vectors are not those of the torch backend"
                 )
         return faults
+
+
+def bounds_of(
+    call: Call, truth: dict[str, Tensor], yardstick: dict[str, Tensor]
+) -> dict[str, tuple[float, float]]:
+    """What each output of a call may be off, in L2 norm and in its largest element."""
+    bounds = {}
+    for name, result in yardstick.items():
+        l2, largest = distance(result.cpu(), truth[name])
+        dtype = call.outputs()[name].dtype
+        roundings, reach = ROUNDINGS[dtype.itemsize]
+        unit = torch.finfo(dtype).eps / 2 * reach
+        worst = roundings * unit
+        if name in ("y", "state.h") and call.problem.op == "prefill":
+            worst = max(worst, OPERANDS * operand_unit(call.problem))
+        peak = float(truth[name].abs().max())
+        bounds[name] = (
+            SAFETY * l2 + math.sqrt(roundings) * unit,
+            SAFETY * largest + worst * peak,
+        )
+    return bounds
 
 
 def truth_of(call: Call) -> Call:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from .call import capturing
 from .errors import DeviceError, DtypeError, LayoutError, OptionError, RangeError, ShapeError
 from .problem import OPTIONAL, OpName, Options, Problem, dtype_name
 from .tensors import Inputs, Params, State
@@ -218,44 +219,6 @@ def check_cu_seqlens(cu_seqlens: Tensor, dims: Dims, x: Tensor) -> tuple[int, ..
     return lengths
 
 
-def check_indices(state_indices: Tensor, rows: int) -> None:
-    """Rows within the pool, none twice; on a GPU the caller's promise: reading them would wait."""
-    indices = state_indices.tolist()
-    if min(indices) < -1 or max(indices) >= rows:
-        raise RangeError(
-            "state_indices",
-            f"rows 0 to {rows - 1} of the pool, or -1",
-            f"{min(indices)} to {max(indices)}",
-            "pass the pool that these rows are of",
-        )
-    taken = [row for row in indices if row >= 0]
-    if len(set(taken)) < len(taken):
-        raise RangeError(
-            "state_indices",
-            "each row of the pool at most once",
-            str(indices),
-            "a row's state is updated in place: decode its tokens one after the other",
-        )
-
-
-def check_values(inputs: Inputs, options: Options) -> None:
-    """Promises that only the values can break; reading them waits for the device."""
-    if options.step == "activated" and bool((inputs.dt <= 0).any()):
-        raise RangeError(
-            "dt",
-            "every dt > 0 (step='activated')",
-            f"minimum {float(inputs.dt.min())}",
-            "apply softplus first, or use step='softplus'",
-        )
-    if options.decay == "log_decay" and bool((inputs.a > 0).any()):
-        raise RangeError(
-            "a",
-            "every a <= 0 (decay='log_decay')",
-            f"maximum {float(inputs.a.max())}",
-            "pass A D with A < 0, or another decay",
-        )
-
-
 def check_options(options: Options, params: Params, x: Tensor) -> None:
     """Options that contradict the tensors given."""
     if options.norm == "normalised" and (params.b_norm is not None or params.c_norm is not None):
@@ -286,10 +249,9 @@ def check_prefill(
     theta_per_head = check_inputs(inputs, dims, "prefill")
     check_params(params, dims, inputs.x)
     check_options(options, params, inputs.x)
-    capturing = inputs.x.is_cuda and torch.cuda.is_current_stream_capturing()
     lengths = None
     if cu_seqlens is not None:
-        if capturing:
+        if capturing(inputs.x):
             raise OptionError(
                 "cu_seqlens",
                 "no packed sequences under graph capture",
@@ -301,8 +263,6 @@ def check_prefill(
     dims.binder["rows"] = "x" if lengths is None else "cu_seqlens"
     if state is not None:
         check_state(state, dims, inputs.x)
-    if not capturing:
-        check_values(inputs, options)
     if state_dtype is None:
         state_dtype = state_dtypes(inputs.x)[0] if state is None else state.h.dtype
     elif state_dtype not in state_dtypes(inputs.x):
@@ -342,10 +302,6 @@ def check_decode(
         contiguous("state_indices", state_indices)
         dims.bind("state_indices", state_indices, "B")
     check_state(state, dims, inputs.x)
-    if state_indices is not None and state_indices.device.type == "cpu":
-        check_indices(state_indices, dims.sizes["rows"])
-    if not (inputs.x.is_cuda and torch.cuda.is_current_stream_capturing()):
-        check_values(inputs, options)
     pool = None if state_indices is None else dims.sizes["rows"]
     return _problem(
         "decode",

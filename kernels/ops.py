@@ -1,13 +1,22 @@
-"""The op interface: `prefill` and `decode`, all between a Mamba-3 layer's two projections."""
+"""The op interface: `prefill` and `decode`, all between a Mamba-3 layer's two projections.
+
+The first call of a kind is validated and finds its implementation; what it found is remembered, so
+that the next ones cost little more than their launch (`plans.py`).
+"""
 
 import torch
 from torch import Tensor
 
-from .call import Call, new_state, new_y
+from . import plans
+from .call import Call, capturing, empty, new_state, y_shape
 from .check import check_decode, check_prefill
 from .problem import Options
 from .registry import Config, choose
 from .tensors import Inputs, Params, State
+from .values import check_values
+
+NO_PARAMS = Params()
+NO_STATE = (None,) * 4
 
 
 def prefill(
@@ -26,18 +35,33 @@ def prefill(
     inputs, params, state: see `Inputs`, `Params`, `State` for shapes and dtypes. No state means
     fresh sequences.
     cu_seqlens: (num_sequences + 1) int32 token offsets of sequences packed into B = 1; read on
-    the host.
+    the host, each time.
     state_dtype: dtype of the returned h; by default that of the given state, else float32.
     backend: `auto`, or one of `registry.backends("prefill")`. config: one of that backend's own
     configs.
     Returns y, (B, L, H, P) in the dtype of x, or (B, L, R, H, P) for R > 1 without params.mimo_o;
     and a new state.
     Raises InputError for tensors that do not fit, UnsupportedError and BackendMissing for the
-    backend.
+    backend. Values that an option promises (dt > 0, a <= 0) are looked at on the CPU, and on a GPU
+    at the first call of a kind alone: reading them waits for the device.
     """
-    call = prefill_call(inputs, params, state, cu_seqlens, options, state_dtype)
-    implementation = choose("prefill", backend, call.problem, inputs.x.device)
-    implementation.run(call, config or implementation.default(call.problem, inputs.x.device))
+    params = params or NO_PARAMS
+    old = NO_STATE if state is None else state.every()
+    tensors = (*inputs.every(), *params.every(), *old)
+    key = plans.key_of(("prefill", backend, config, options, state_dtype), tensors)
+    plan = None if cu_seqlens is not None else plans.find(key, tensors)
+    if plan is None:
+        call = prefill_call(inputs, params, state, cu_seqlens, options, state_dtype)
+        launch = _first_launch(call, backend, config)
+        if cu_seqlens is None and not capturing(inputs.x):  # lengths are values
+            plans.remember(key, tensors, call.problem, launch)
+    else:
+        y = empty(plan.y_shape, inputs.x.dtype, inputs.x.device)
+        final = new_state(plan.problem, inputs.x.device)
+        call = Call(plan.problem, inputs, params, state, final, y)
+        if not inputs.x.is_cuda:
+            check_values(call)
+        plan.launch(call)
     return call.y, call.final
 
 
@@ -60,12 +84,33 @@ def decode(
     are the caller's promise.
     Returns y, (B, H, P) in the dtype of x, or (B, R, H, P) for R > 1 without params.mimo_o.
     Raises InputError for tensors that do not fit, UnsupportedError and BackendMissing for the
-    backend.
+    backend; values as for prefill.
     """
-    call = decode_call(inputs, params, state, state_indices, options)
-    implementation = choose("decode", backend, call.problem, inputs.x.device)
-    implementation.run(call, config or implementation.default(call.problem, inputs.x.device))
+    params = params or NO_PARAMS
+    tensors = (*inputs.every(), *params.every(), *state.every(), state_indices)
+    key = plans.key_of(("decode", backend, config, options), tensors)
+    plan = plans.find(key, tensors)
+    if plan is None:
+        call = decode_call(inputs, params, state, state_indices, options)
+        launch = _first_launch(call, backend, config)
+        if not capturing(inputs.x):  # else its values have not been looked at
+            plans.remember(key, tensors, call.problem, launch)
+    else:
+        y = empty(plan.y_shape, inputs.x.dtype, inputs.x.device)
+        call = Call(plan.problem, inputs, params, state, state, y, state_indices=state_indices)
+        if not inputs.x.is_cuda:
+            check_values(call)
+        plan.launch(call)
     return call.y
+
+
+def _first_launch(call: Call, backend: str, config: Config) -> plans.Launch:
+    """Choose, prepare and launch what runs a validated call; returns it for the next ones."""
+    device = call.inputs.x.device
+    implementation = choose(call.problem.op, backend, call.problem, device)
+    launch = implementation.ready(call, config or implementation.default(call.problem, device))
+    launch(call)
+    return launch
 
 
 def prefill_call(
@@ -77,12 +122,14 @@ def prefill_call(
     state_dtype: torch.dtype | None = None,
 ) -> Call:
     """Validate a prefill and allocate what it writes; arguments as for `prefill`."""
-    params, options = params or Params(), options or Options()
+    params, options = params or NO_PARAMS, options or Options()
     problem = check_prefill(inputs, params, state, cu_seqlens, options, state_dtype)
+    y = empty(y_shape(problem), inputs.x.dtype, inputs.x.device)
     final = new_state(problem, inputs.x.device)
-    return Call(
-        problem, inputs, params, state, final, new_y(inputs, problem), cu_seqlens=cu_seqlens
-    )
+    call = Call(problem, inputs, params, state, final, y, cu_seqlens=cu_seqlens)
+    if not capturing(inputs.x):
+        check_values(call)
+    return call
 
 
 def decode_call(
@@ -93,8 +140,10 @@ def decode_call(
     options: Options | None = None,
 ) -> Call:
     """Validate a decode step and allocate its output; arguments as for `decode`."""
-    params, options = params or Params(), options or Options()
+    params, options = params or NO_PARAMS, options or Options()
     problem = check_decode(inputs, params, state, state_indices, options)
-    return Call(
-        problem, inputs, params, state, state, new_y(inputs, problem), state_indices=state_indices
-    )
+    y = empty(y_shape(problem), inputs.x.dtype, inputs.x.device)
+    call = Call(problem, inputs, params, state, state, y, state_indices=state_indices)
+    if not capturing(inputs.x):
+        check_values(call)
+    return call

@@ -15,9 +15,11 @@ from typing import Any
 
 import torch
 
+from . import plans
 from .bound import Bound, Stages, direct
 from .call import Call
 from .errors import BackendMissing, UnsupportedError
+from .plans import Launch
 from .problem import OpName, Problem
 
 Config = Any  # a frozen dataclass of the implementation's own
@@ -64,6 +66,13 @@ class Implementation:
     rival: bool = False  # other people's kernel: may be `inaccurate` and still be timed
     stages: Stages | None = None  # None: `run` reads and writes the call's own buffers
     forget: Callable[[], None] = lambda: None  # what it chose by itself for other problems
+    launcher: Callable[[Call, Config], Launch] | None = None  # None: nothing to prepare
+
+    def ready(self, call: Call, config: Config) -> Launch:
+        """`run` for a call and for all that differ from it in addresses and values alone."""
+        if self.launcher is not None:
+            return self.launcher(call, config)
+        return lambda call: self.run(call, config)
 
     def default(self, problem: Problem, device: torch.device) -> Config:
         """The first, hand-picked config for a problem on a device."""
@@ -71,7 +80,10 @@ class Implementation:
 
     def bind(self, call: Call, config: Config) -> Bound:
         """Prepare a call for launches, of which each does the whole work again."""
-        return Bound(call, config, self.stages or direct(self.run))
+        if self.stages is not None:
+            return Bound(call, config, self.stages)
+        launch = self.ready(call, config)
+        return Bound(call, config, direct(lambda call, config: launch(call)))
 
 
 _registered: dict[tuple[str, str], Implementation] = {}
@@ -96,6 +108,7 @@ def add_module(op: OpName, backend: str, module: str, *, rival: bool = False) ->
     if rival:
         _rivals.add((op, backend))
     unavailable.cache_clear()
+    plans.forget()
 
 
 def is_rival(op: OpName, backend: str) -> bool:
@@ -112,6 +125,7 @@ def implements(
     resources: Callable[[Problem, Config], list[Resources]] | None = None,
     deterministic: bool = True,
     rival: bool = False,
+    launcher: Callable[[Call, Config], Launch] | None = None,
 ) -> Callable[[Run], Run]:
     """Register a function of (call, config) as the implementation of an op by a backend.
 
@@ -120,12 +134,15 @@ def implements(
     resources: registers, spills and shared memory of a config, compiled for sm_90a without a GPU.
     deterministic: whether two runs on the same inputs must agree bit for bit.
     rival: whether this is other people's kernel, which may be `inaccurate` and still be timed.
+    launcher: does once what calls that differ in addresses and values alone have in common, and
+    returns a function of such calls.
     """
 
     def register(run: Run) -> Run:
         _registered[op, backend] = Implementation(
-            op, backend, run, supports, configs, resources, deterministic, rival
+            op, backend, run, supports, configs, resources, deterministic, rival, launcher=launcher
         )
+        plans.forget()
         if (op, backend) not in MODULES:
             add_module(op, backend, run.__module__, rival=rival)
         return run

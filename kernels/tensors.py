@@ -17,9 +17,14 @@ class Tensors:
 
     __slots__ = ()
 
+    def every(self) -> tuple[Tensor | None, ...]:
+        """Every field in order; written out, because each eager call asks for them."""
+        raise NotImplementedError
+
     def items(self) -> list[tuple[str, Tensor]]:
         """Name and tensor of each tensor that is not None."""
-        pairs = [(f.name, getattr(self, f.name)) for f in fields(self)]  # type: ignore[arg-type]
+        names = [field.name for field in fields(self)]  # type: ignore[arg-type]
+        pairs = zip(names, self.every(), strict=True)
         return [(name, tensor) for name, tensor in pairs if tensor is not None]
 
     def map(self, function: Any) -> Self:
@@ -49,6 +54,9 @@ class Inputs(Tensors):
     theta: Tensor  # (B, L, S) or (B, L, H, S)
     z: Tensor | None = None  # (B, L, H, P)
 
+    def every(self) -> tuple[Tensor | None, ...]:
+        return self.x, self.b, self.c, self.dt, self.a, self.lam, self.theta, self.z
+
 
 @dataclass(frozen=True, slots=True)
 class Params(Tensors):
@@ -65,6 +73,12 @@ class Params(Tensors):
     mimo_o: Tensor | None = None  # (H, R, P)
     out_norm: Tensor | None = None  # (H, P)
 
+    def every(self) -> tuple[Tensor | None, ...]:
+        return (
+            self.dt_bias, self.b_norm, self.c_norm, self.b_bias, self.c_bias, self.d,
+            self.mimo_x, self.mimo_z, self.mimo_o, self.out_norm,
+        )  # fmt: skip
+
 
 @dataclass(frozen=True, slots=True)
 class State(Tensors):
@@ -74,3 +88,6 @@ class State(Tensors):
     h: Tensor  # (B, H, P, N) float32, bfloat16 or float16
     k: Tensor  # (B, R, H, N) activations' dtype, last key after bias and rotation
     x: Tensor  # (B, H, P) activations' dtype, last input before mimo_x
+
+    def every(self) -> tuple[Tensor, ...]:
+        return self.phi, self.h, self.k, self.x

@@ -5,43 +5,6 @@ from typing import Any, NamedTuple
 from cutlass import Float32, cute
 
 
-class Inputs(NamedTuple):
-    """`tensors.Inputs` as the kernel gets them: pointers."""
-
-    x: Any
-    b: Any
-    c: Any
-    dt: Any
-    a: Any
-    lam: Any
-    theta: Any
-    z: Any
-
-
-class Params(NamedTuple):
-    """`tensors.Params` as the kernel gets them."""
-
-    dt_bias: Any
-    b_norm: Any
-    c_norm: Any
-    b_bias: Any
-    c_bias: Any
-    d: Any
-    mimo_x: Any
-    mimo_z: Any
-    mimo_o: Any
-    out_norm: Any
-
-
-class State(NamedTuple):
-    """`tensors.State` as the kernel gets it."""
-
-    phi: Any
-    h: Any
-    k: Any
-    x: Any
-
-
 class Scalars(NamedTuple):
     """What one token of one head weighs, float32."""
 

@@ -14,14 +14,15 @@ from L2.
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 
-from ..call import Call
+from ..call import Call, row_strides
 from ..cases import make_call
+from ..pointers import Inputs, Params, State
 from ..problem import Problem
 from ..registry import Resources, implements
 from . import compile
@@ -73,43 +74,6 @@ def supports(problem: Problem, device: torch.device) -> str | None:
     return None
 
 
-class InputPointers(NamedTuple):
-    """`Inputs` as the kernel gets them."""
-
-    x: Any
-    b: Any
-    c: Any
-    dt: Any
-    a: Any
-    lam: Any
-    theta: Any
-    z: Any
-
-
-class ParamPointers(NamedTuple):
-    """`Params` as the kernel gets them."""
-
-    dt_bias: Any
-    b_norm: Any
-    c_norm: Any
-    b_bias: Any
-    c_bias: Any
-    d: Any
-    mimo_x: Any
-    mimo_z: Any
-    mimo_o: Any
-    out_norm: Any
-
-
-class StatePointers(NamedTuple):
-    """`State` as the kernel gets it."""
-
-    phi: Any
-    h: Any
-    k: Any
-    x: Any
-
-
 @triton.jit
 def normalised(v, o_n, o_pair, weight, N: tl.constexpr, RMS: tl.constexpr):
     """One row of b or c (N) in float32, RMS-normalised over N, and the same row by partner."""
@@ -126,22 +90,13 @@ def normalised(v, o_n, o_pair, weight, N: tl.constexpr, RMS: tl.constexpr):
 
 
 @triton.jit
-def rotated(v, bias, o_n, o_pair, weight, cos, sin, N: tl.constexpr, RMS: tl.constexpr):
+def rotated(v, bias, o_bias, o_n, o_pair, weight, cos, sin, N: tl.constexpr, RMS: tl.constexpr):
     """Rot(phi) (norm(v) + bias): v cos + partner(v) sin, sin signed by the place in the pair."""
     b_v, b_pair = normalised(v, o_n, o_pair, weight, N, RMS)
     if bias is not None:
-        b_v += tl.load(bias + o_n)
-        b_pair += tl.load(bias + o_pair)
+        b_v += tl.load(bias + o_bias + o_n)
+        b_pair += tl.load(bias + o_bias + o_pair)
     return b_v * cos + b_pair * sin
-
-
-@triton.jit
-def offset(base, amount):
-    """base + amount, or None for an absent tensor."""
-    if base is None:
-        return None
-    else:  # noqa: RET505 - both branches are compile-time and Triton wants them exclusive
-        return base + amount
 
 
 @triton.jit(
@@ -221,8 +176,10 @@ def decode_kernel(
     k = tl.zeros((N,), tl.float32)
     for r in tl.range(R, loop_unroll_factor=UNROLL):
         k_before = tl.load(p_k + r * H * N).to(tl.float32)
-        bias = offset(parameters.b_bias, (o_param + r) * N)
-        k = rotated(p_b + r * G * N, bias, o_n, o_pair, parameters.b_norm, cos, sin, N, RMS)
+        k = rotated(
+            p_b + r * G * N, parameters.b_bias, (o_param + r) * N, o_n, o_pair,
+            parameters.b_norm, cos, sin, N, RMS,
+        )  # fmt: skip
         x_r, x_before_r = gamma * x, beta * x_before
         if parameters.mimo_x is not None:
             scale = tl.load(parameters.mimo_x + (o_param + r) * P + o_p)
@@ -241,11 +198,15 @@ def decode_kernel(
     out = tl.zeros((P,), tl.float32)
     for r in tl.range(R, loop_unroll_factor=UNROLL):
         if R > 1:  # once more, because R rows of k do not fit the registers
-            bias = offset(parameters.b_bias, (o_param + r) * N)
-            k = rotated(p_b + r * G * N, bias, o_n, o_pair, parameters.b_norm, cos, sin, N, RMS)
+            k = rotated(
+                p_b + r * G * N, parameters.b_bias, (o_param + r) * N, o_n, o_pair,
+                parameters.b_norm, cos, sin, N, RMS,
+            )  # fmt: skip
         tl.store(p_k + r * H * N, cast(k, state.k.dtype.element_ty))
-        bias = offset(parameters.c_bias, (o_param + r) * N)
-        q = rotated(p_c + r * G * N, bias, o_n, o_pair, parameters.c_norm, cos, sin, N, RMS)
+        q = rotated(
+            p_c + r * G * N, parameters.c_bias, (o_param + r) * N, o_n, o_pair,
+            parameters.c_norm, cos, sin, N, RMS,
+        )  # fmt: skip
         y_r = tl.sum(h * q[None, :], 1)
         o_rp = (o_param + r) * P + o_p
         if parameters.d is not None:
@@ -276,16 +237,9 @@ def arguments(call: Call, config: Config) -> tuple[list[Any], dict[str, Any]]:
     """What `decode_kernel` is launched with."""
     p, inputs, params, state = call.problem, call.inputs, call.params, call.state
     assert state is not None
-    x, b, c, dt, a, lam, theta, z = (
-        inputs.x, inputs.b, inputs.c, inputs.dt, inputs.a, inputs.lam, inputs.theta, inputs.z
-    )  # fmt: skip
-    strides = [t.stride(0) for t in (x, b, c, dt, a, lam, theta)]
-    strides.append(0 if z is None else z.stride(0))
     positional = [
-        InputPointers(x, b, c, dt, a, lam, theta, z),
-        ParamPointers(*(getattr(params, name) for name in ParamPointers._fields)),
-        StatePointers(state.phi, state.h, state.k, state.x),
-        call.y, call.state_indices, *strides, p.H, p.G,
+        Inputs(*inputs.every()), Params(*params.every()), State(*state.every()),
+        call.y, call.state_indices, *row_strides(inputs), p.H, p.G,
     ]  # fmt: skip
     constants = {
         "P": p.P, "N": p.N, "R": p.R, "S": p.S,

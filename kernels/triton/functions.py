@@ -91,7 +91,8 @@ def softplus(u):
 def tanh(u):
     """tanh, with the relative accuracy of float32."""
     e = exp(-2.0 * tl.abs(u))
-    far = tl.where(u < 0, -1.0, 1.0) * (1.0 - e) / (1.0 + e)
+    # rounded to nearest: what `/` is off on one side adds up over the angles of a sequence
+    far = tl.where(u < 0, -1.0, 1.0) * tl.div_rn(1.0 - e, 1.0 + e)
     # 1 - e cancels for small u; its series there leaves 2^-26
     near = u * (1.0 - u * u * (1.0 / 3.0 - u * u * (2.0 / 15.0 - u * u * (17.0 / 315.0))))
     return tl.where(tl.abs(u) < 0.15, near, far)

@@ -1,6 +1,18 @@
-"""Problems to draw from, and how to run a call and compare its results."""
+"""Problems to draw from, how to run a call and compare its results, and kernels without a GPU.
 
+Without a GPU CuTe kernels are compiled, and their PTX runs in the interpreter of `cute/ptx.py`.
+Triton kernels run in a child pytest through Triton's interpreter: TRITON_INTERPRET=1 must be set
+before triton is imported, and then nothing compiles. So the tests marked `interpreted` are
+collected here and run in one child process per file.
+"""
+
+import importlib.util
+import os
+import subprocess
+import sys
 from collections.abc import Callable
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,6 +21,49 @@ import torch
 from mamba3_bench.kernels import registry
 from mamba3_bench.kernels.call import Call
 from mamba3_bench.kernels.problem import OPTIONAL, Options, Problem
+
+RUNS_HERE = torch.cuda.is_available() or os.environ.get("TRITON_INTERPRET") == "1"
+
+
+class InterpreterError(Exception):
+    """The output of a child pytest that failed."""
+
+
+class Interpreted(pytest.Item):
+    """The selected `interpreted` tests of one file, run by a child pytest."""
+
+    nodes: list[str]
+
+    def runtest(self) -> None:
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *self.nodes]
+        environment = os.environ | {"TRITON_INTERPRET": "1"}
+        environment.pop("PYTEST_ADDOPTS", None)
+        child = subprocess.run(
+            command, env=environment, cwd=self.config.rootpath, capture_output=True, text=True
+        )
+        if child.returncode != 0:
+            raise InterpreterError(child.stdout[-20_000:] + child.stderr[-2_000:])
+
+    def repr_failure(self, excinfo: Any, style: Any = None) -> str:
+        return str(excinfo.value)
+
+    def reportinfo(self) -> tuple[Path, int, str]:
+        return self.path, 0, f"{self.path.name}: {len(self.nodes)} tests interpreted"
+
+
+@pytest.hookimpl(trylast=True)  # after -k and -m have chosen
+def pytest_collection_modifyitems(session: pytest.Session, items: list[pytest.Item]) -> None:
+    """Replace the tests that need the interpreter by one item per file that starts it."""
+    if RUNS_HERE:
+        return
+    moved = [item for item in items if item.get_closest_marker("interpreted")]
+    items[:] = [item for item in items if item not in moved]
+    for path in dict.fromkeys(item.path for item in moved):
+        parent = pytest.Dir.from_parent(session, path=path.parent)
+        child = Interpreted.from_parent(parent, name=f"{path.name}[interpreted]")
+        child.path = path
+        child.nodes = [item.nodeid for item in moved if item.path == path]
+        items.append(child)
 
 
 @pytest.fixture(scope="session")
@@ -60,3 +115,76 @@ def relative_errors() -> Callable[[Call, Call], dict[str, float]]:
         }
 
     return errors
+
+
+@pytest.fixture(scope="session")
+def device() -> str:
+    """Where kernels run: the GPU, or the CPU under an interpreter."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@pytest.fixture(scope="session")
+def step() -> Callable[..., None]:
+    """Run one decode call on its own buffers by a backend, by its default config unless given."""
+    machine = PtxMachine()
+
+    def run_step(call: Call, backend: str, config: Any = None) -> None:
+        if (reason := registry.unavailable("decode", backend)) is not None:
+            pytest.skip(reason)
+        implementation = registry.get("decode", backend)
+        config = config or implementation.default(call.problem, torch.device("cuda", 0))
+        if backend == "cute" and not call.y.is_cuda:
+            machine.run(call, config)
+        else:
+            implementation.run(call, config)
+
+    return run_step
+
+
+@pytest.fixture(scope="session")
+def fresh(step: Callable[..., None]) -> Callable[..., Call]:
+    """A clone of a decode call after a backend ran it, y filled with NaN before."""
+
+    def run_fresh(call: Call, backend: str, config: Any = None) -> Call:
+        mine = call.clone()
+        mine.poison()
+        step(mine, backend, config)
+        return mine
+
+    return run_fresh
+
+
+class PtxMachine:
+    """Runs decode calls of the CuTe kernels without a GPU; compiles each kernel once."""
+
+    def __init__(self) -> None:
+        self.programs: dict[Any, Any] = {}
+
+    def run(self, call: Call, config: Any) -> None:
+        """Run a call on its own buffers."""
+        from mamba3_bench.kernels.cute import compile, decode
+
+        ptx = ptx_interpreter()
+        facts = decode.facts_of(call.problem)
+        if (facts, config) not in self.programs:
+            kernel = decode.kernel_of(facts, config)
+            text = compile.ptx(kernel, *decode.fake_arguments(facts))
+            self.programs[facts, config] = ptx.Program(text)
+        *strides, B, H, G = decode.constants(call)
+        given = [*call.inputs.every(), *call.params.every(), *call.final.every()]
+        tensors = [t for t in [*given, call.y, call.state_indices] if t is not None]
+        machine = ptx.Machine(self.programs[facts, config], B * H, tensors)
+        present = [value for value in decode.addresses(call) if value is not None]
+        machine.run([*present, *strides, H, G, H // G])
+
+
+@cache
+def ptx_interpreter() -> Any:
+    """The module beside the tests of the CuTe kernels: tests are no package."""
+    path = Path(__file__).parent / "cute" / "ptx.py"
+    spec = importlib.util.spec_from_file_location("ptx", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

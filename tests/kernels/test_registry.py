@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from mamba3_bench.kernels import registry
+from mamba3_bench.kernels import plans, registry
 from mamba3_bench.kernels.call import Call
 from mamba3_bench.kernels.cases import make_call
 from mamba3_bench.kernels.errors import BackendMissing, UnsupportedError
@@ -28,6 +28,7 @@ def modules(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[tuple[str, str], s
     registry.unavailable.cache_clear()
     yield kept
     registry.unavailable.cache_clear()
+    plans.forget()
 
 
 def add(

@@ -11,6 +11,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 from mamba3_bench.kernels import registry
 from mamba3_bench.kernels.cases import make_call
+from mamba3_bench.kernels.ops import decode
 from mamba3_bench.kernels.problem import OpName, Problem
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -81,3 +82,23 @@ def test_op(
         assert tensor.isfinite().all(), name
     benchmark.extra_info |= {"flops": case.flops, "bytes": case.bytes}
     benchmark(run)  # decode moves its state on with every round; the work is the same
+
+
+@pytest.mark.parametrize("R", [1, 4], ids="R{}".format)
+def test_host_time_of_an_eager_decode(benchmark: BenchmarkFixture, R: int) -> None:
+    """What a call of the public op takes of the host, its queue drained before: 20 us at most.
+
+    Where there is no GPU it is the whole call.
+    """
+    call = make_call(problem("decode", {"B": 1, "L": 1}, torch.bfloat16, R), 0, DEVICE)
+    if reason := registry.refusal("decode", "cute" if ON_GPU else "torch", call.problem, DEVICE):
+        pytest.skip(reason)
+    arguments = (call.inputs, call.params, call.final)
+    y = decode(*arguments)
+    assert y.isfinite().all()
+
+    def drained() -> None:
+        if ON_GPU:
+            torch.cuda.synchronize(DEVICE)
+
+    benchmark.pedantic(decode, args=arguments, setup=drained, warmup_rounds=20, rounds=200)

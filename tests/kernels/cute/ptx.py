@@ -175,6 +175,10 @@ class Machine:
             self.asynchronous(operation, operands)
         elif name == "shfl":
             self.shuffle(rest[1], operands)
+        elif name == "ldmatrix":
+            self.load_matrices("trans" in rest, operands)
+        elif name == "mma":
+            self.matrix_product(rest, operands)
         elif name == "setp":
             a, b = (self.get(o, kind) for o in operands[1:])
             self.set(operands[0], COMPARE[rest[0]](a, b))
@@ -321,12 +325,57 @@ class Machine:
         """shfl.sync.bfly and .idx over whole warps."""
         to, source, lane = operands[:3]
         words = self.get(source, "u32")
-        inside = np.isin(self.warp, np.unique(self.warp[self.active]))
-        if (inside != self.active).any():
-            raise FaultError("some lanes miss a shuffle")
+        self.whole_warps("a shuffle")
         ids = np.arange(self.count)
         by = self.get(lane, "u32").astype(np.int64)
         self.set(to, words[ids ^ by] if mode == "bfly" else words[ids // WARP * WARP + by])
+
+    def whole_warps(self, what: str) -> Words:
+        """The active warps, of which every lane must be active."""
+        warps = np.unique(self.warp[self.active])
+        if (np.isin(self.warp, warps) != self.active).any():
+            raise FaultError(f"some lanes miss {what}")
+        return warps
+
+    def load_matrices(self, transposed: bool, operands: list[str]) -> None:
+        """ldmatrix x4: lane 8 i + j has the address of row j of matrix i."""
+        warps = self.whole_warps("a load of matrices")
+        buffer, o = self.shared_bytes(self.address(operands[1], "u32"), 16, "ld")
+        rows = np.ascontiguousarray(buffer[o[:, None] + np.arange(16)]).view(np.uint16)
+        found = rows.reshape(len(warps), 4, 8, 8)
+        if transposed:
+            found = found.swapaxes(2, 3)
+        words = np.ascontiguousarray(found).view(np.uint32).reshape(len(warps), 4, WARP)
+        for i, register in enumerate(operands[0].strip("{}").split(", ")):
+            value = np.zeros(self.count, np.uint32)
+            value[self.active] = words[:, i].ravel()
+            self.set(register, value)
+
+    def matrix_product(self, rest: list[str], operands: list[str]) -> None:
+        """mma.m16n8k16 and k8 of 16-bit numbers, with float32 accumulators."""
+        warps = self.whole_warps("a matrix product")
+        kind, k = rest[6], int(rest[2].removeprefix("m16n8k"))
+        to, *sources = (operand.strip("{}").split(", ") for operand in operands)
+        words, halves, numbers = [
+            [self.get(name, as_kind)[self.active].reshape(len(warps), WARP) for name in names]
+            for names, as_kind in zip(sources, ("u32", "u32", "f32"), strict=True)
+        ]
+        g, t = np.arange(WARP) // 4, np.arange(WARP) % 4
+        a, b = np.zeros((len(warps), 16, k)), np.zeros((len(warps), k, 8))
+        c = np.zeros((len(warps), 16, 8))
+        for e in (0, 1):
+            for i, word in enumerate(words):
+                half = decoded(word >> 16 * e & 0xFFFF, kind)
+                a[:, g + i % 2 * 8, 2 * t + e + i // 2 * 8] = half
+            for i, word in enumerate(halves):
+                b[:, 2 * t + e + i * 8, g] = decoded(word >> 16 * e & 0xFFFF, kind)
+            for i in (0, 1):
+                c[:, g + i * 8, 2 * t + e] = numbers[2 * i + e]
+        c = c + a @ b
+        for i, register in enumerate(to):
+            value = np.zeros(self.count, np.uint32)
+            value[self.active] = encoded(c[:, g + i // 2 * 8, 2 * t + i % 2], "f32").ravel()
+            self.set(register, value)
 
     def asynchronous(self, operation: str, operands: list[str]) -> None:
         """Memory barriers and bulk copies, which arrive at once."""

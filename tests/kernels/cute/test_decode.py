@@ -1,10 +1,8 @@
 """The decode step in CuTe DSL against the float64 recurrence, within the gate's bounds.
 
-On a GPU the kernel runs; elsewhere its PTX does, in the interpreter beside this file, which also
-finds races and accesses out of bounds.
+What it shares with other decode kernels is in `tests/kernels/test_decode.py`.
 """
 
-import itertools
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -36,6 +34,12 @@ def problem(**fields: Any) -> Problem:
     return Problem(op="decode", **(usual | fields))
 
 
+def on_tensor_cores(case: Problem) -> Any:
+    """The config that runs a problem on tensor cores, None if there is none."""
+    configs = registry.get("decode", "cute").configs(case, GPU)
+    return next((config for config in configs if config.tensor_cores), None)
+
+
 def judged(call: Call, ran: Call) -> str:
     """What the gate says against a run; nothing if it passed."""
     return Gate(call, seed=0).judge(ran).reason
@@ -60,31 +64,49 @@ def test_every_dtype(
     """y and all four states, for every dtype of activations and state, and both pairings."""
     case = problem(dtype=dtype, state_dtype=state_dtype, options=Options(pairing=pairing))
     call = make_call(case, seed, device)
-    assert judged(call, fresh(call)) == ""
+    assert judged(call, fresh(call, "cute")) == ""
 
 
 @pytest.mark.parametrize(
-    ("R", "absent"),
+    ("R", "dtype", "state_dtype", "absent"),
     [
-        (2, ()),
-        (2, ("mimo_o",)),
-        (4, ("out_norm",)),
-        (4, ("z", "mimo_z")),
-        (4, ("mimo_o", "out_norm")),
-        (8, ("mimo_x", "d", "out_norm")),
-        (8, ("mimo_o", "mimo_z")),
+        (2, BFLOAT16, BFLOAT16, ()),
+        (2, BFLOAT16, FLOAT32, ("mimo_o",)),
+        (4, BFLOAT16, FLOAT32, ("z", "mimo_z")),
+        (4, BFLOAT16, BFLOAT16, ("out_norm",)),
+        (4, FLOAT16, FLOAT16, ("mimo_o", "out_norm")),
+        (8, BFLOAT16, FLOAT32, ("mimo_x", "d", "out_norm")),
+        (8, BFLOAT16, BFLOAT16, ("mimo_x", "d", "out_norm")),
+        (8, BFLOAT16, BFLOAT16, ("mimo_o", "mimo_z")),
     ],
+    ids=str,
 )
 def test_ranks(
-    R: int, absent: tuple[str, ...],
+    R: int, dtype: torch.dtype, state_dtype: torch.dtype, absent: tuple[str, ...],
     device: str, seed: int, fresh: Callable[..., Call],
 ) -> None:  # fmt: skip
-    """MIMO, reduced or not, normalised or not, gated or not."""
-    optional = tuple(name for name in OPTIONAL if name not in absent)
-    case = problem(R=R, N=64, S=16, optional=optional, options=Options(pairing="half"))
+    """MIMO, on both kinds of cores, reduced or not, normalised or not, gated or not."""
+    case = problem(
+        R=R, N=64, S=16, dtype=dtype, state_dtype=state_dtype, options=Options(pairing="half"),
+        optional=tuple(name for name in OPTIONAL if name not in absent),
+    )  # fmt: skip
     call = make_call(case, seed, device)
     assert call.y.ndim == (4 if "mimo_o" in absent else 3)
-    assert judged(call, fresh(call)) == ""
+    config = on_tensor_cores(case)
+    assert (config is not None) == (R >= 4 and dtype == state_dtype)
+    assert judged(call, fresh(call, "cute", config)) == ""
+
+
+@pytest.mark.parametrize("regime", REGIMES)
+def test_tensor_cores_in_every_regime(
+    regime: Any, device: str, seed: int, fresh: Callable[..., Call]
+) -> None:
+    """Operands split in two 16-bit numbers are exact enough for tiny and for large weights."""
+    optional = tuple(name for name in OPTIONAL if name != "out_norm")
+    for R, dtype in ((4, FLOAT16), (8, BFLOAT16)):
+        case = problem(R=R, dtype=dtype, state_dtype=dtype, optional=optional)
+        call = make_call(case, seed, device, regime)
+        assert judged(call, fresh(call, "cute", on_tensor_cores(case))) == "", dtype
 
 
 @pytest.mark.parametrize(
@@ -100,7 +122,7 @@ def test_activations(
     case = problem(options=options, optional=optional, dtype=FLOAT32)
     for regime in REGIMES:
         call = make_call(case, seed, device, regime)
-        assert judged(call, fresh(call)) == "", regime
+        assert judged(call, fresh(call, "cute")) == "", regime
 
 
 @pytest.mark.parametrize("pairing", ["interleaved", "half"])
@@ -109,7 +131,7 @@ def test_bare_step(pairing: Any, device: str, seed: int, fresh: Callable[..., Ca
     options = Options(norm="normalised", pairing=pairing)
     case = problem(S=16, theta_per_head=True, options=options, optional=())
     call = make_call(case, seed, device)
-    assert judged(call, fresh(call)) == ""
+    assert judged(call, fresh(call, "cute")) == ""
 
 
 @pytest.mark.parametrize(
@@ -126,131 +148,43 @@ def test_bare_step(pairing: Any, device: str, seed: int, fresh: Callable[..., Ca
 def test_sizes(dims: dict[str, Any], device: str, seed: int, fresh: Callable[..., Call]) -> None:
     """Every P and N, one row and many, any group count, heads that are no power of two."""
     call = make_call(problem(**dims), seed, device)
-    assert judged(call, fresh(call)) == ""
+    assert judged(call, fresh(call, "cute")) == ""
 
 
-CORNERS = list(itertools.product((1, 4), (FLOAT32, BFLOAT16), ((64, 128), (64, 64), (32, 32))))
+def every_config() -> dict[Any, Problem]:
+    """Each shape of a block, at R = 1 and in MIMO, on one of the problems that it is offered for.
+
+    The smallest problem comes last and is kept: an interpreter runs it.
+    """
+    found = {}
+    for R in (4, 1):
+        optional = tuple(n for n in OPTIONAL if n != "out_norm") if R > 1 else SISO
+        for P, N in ((64, 128), (64, 64), (32, 32)):
+            for dtype in (FLOAT32, BFLOAT16):
+                case = problem(
+                    P=P, N=N, S=N // 4, R=R, H=1, G=1, state_dtype=dtype, optional=optional
+                )
+                for config in registry.get("decode", "cute").configs(case, GPU):
+                    found[R, config] = case
+    return found
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("R", "state_dtype", "dims"), CORNERS, ids=str)
-def test_every_config(
-    R: int, state_dtype: torch.dtype, dims: tuple[int, int],
-    device: str, seed: int, fresh: Callable[..., Call],
-) -> None:  # fmt: skip
+@pytest.mark.parametrize("part", range(4))
+def test_every_config(part: int, device: str, seed: int, fresh: Callable[..., Call]) -> None:
     """Every shape of a block computes the same."""
-    P, N = dims
-    optional = tuple(n for n in OPTIONAL if n != "out_norm") if R > 1 else SISO
-    case = problem(P=P, N=N, S=N // 4, R=R, H=2, state_dtype=state_dtype, optional=optional)
-    call = make_call(case, seed, device)
-    for config in registry.get("decode", "cute").configs(case, GPU):
-        assert judged(call, fresh(call, config)) == "", config
+    for (_, config), case in list(every_config().items())[part::4]:
+        call = make_call(case, seed, device)
+        assert judged(call, fresh(call, "cute", config)) == "", config
 
 
-def test_pool_and_padding(device: str, seed: int, fresh: Callable[..., Call]) -> None:
-    """Rows of a larger pool; rows that nobody names and padding rows keep every bit."""
-    optional = tuple(n for n in OPTIONAL if n != "out_norm")
-    call = make_call(problem(B=4, pool=9, R=2, optional=optional), seed, device)
-    assert call.state is not None
-    assert call.state_indices is not None
-    call.state_indices[1] = -1
-    used = call.state_indices[call.state_indices >= 0].long()
-    idle = torch.ones(9, dtype=torch.bool, device=device).index_fill(0, used, False)
-    for _, tensor in call.state.items():
-        tensor[idle] = torch.nan  # also shows whether anything reads them
-    ran = fresh(call)
-    assert ran.state is not None
-    for (name, before), (_, after) in zip(call.state.items(), ran.state.items(), strict=True):
-        assert torch.equal(before[idle].view(torch.uint8), after[idle].view(torch.uint8)), name
-    assert ran.y[1].isnan().all(), "the output of a padding row was written"
-    assert judged(call, ran) == ""
-
-
-def test_inputs_apart_and_unaligned(device: str, seed: int, fresh: Callable[..., Call]) -> None:
-    """Contiguous inputs, and inputs that start on no multiple of 4 bytes, give the same bits."""
-    call = make_call(problem(B=3), seed, device)
-    apart = replace(call, inputs=call.inputs.map(lambda _, t: t.contiguous()))
-
-    def shifted(_: str, tensor: torch.Tensor) -> torch.Tensor:
-        room = torch.empty(tensor.numel() + 1, dtype=tensor.dtype, device=tensor.device)
-        return room[1:].view(tensor.shape).copy_(tensor)
-
-    unaligned = replace(call, inputs=call.inputs.map(shifted))
-    assert apart.inputs.x.stride() != call.inputs.x.stride()
-    assert unaligned.inputs.x.data_ptr() % 4 == 2
-    expected = fresh(call).outputs()
-    for other in (apart, unaligned):
-        for name, result in fresh(other).outputs().items():
-            assert torch.equal(result, expected[name]), name
-
-
-def test_long_chain_of_angles(device: str, rng: torch.Generator, step: Callable[..., None]) -> None:
-    """Turns that add up over a chain leave rounding errors alone, no drift.
-
-    A step rounds D theta and the sum to the float32 grid of [0, 2 pi), spaced 4.8e-7: a random
-    walk of 1.4e-7 rms each. Taking 2 pi as one float32 would drift by 1.7e-7 a turn.
-    """
-    steps = 10_000 if device == "cuda" else 60
-    options = Options(step="activated", norm="normalised")
-    case = problem(B=1, H=1, G=1, dtype=FLOAT32, options=options, optional=())
-    call = make_call(case, 0, device)
-    assert call.state is not None
-    truth = call.state.phi.double()
-    for _ in range(steps):
-        call.inputs.dt.copy_(1.5 + torch.rand(1, 1, generator=rng))
-        call.inputs.theta.copy_(3 + torch.rand(1, case.S, generator=rng))  # about a turn a step
-        truth += call.inputs.dt.double() * torch.pi * call.inputs.theta.double().tanh()
-        step(call)
-    assert bool((call.state.phi >= 0).all())
-    assert float(call.state.phi.max()) < 2 * torch.pi
-    turns = (call.state.phi.double() - truth) / (2 * torch.pi)
-    error = (turns - turns.round()) * 2 * torch.pi
-    assert float(error.abs().max()) < 6 * 2 * 1.4e-7 * steps**0.5  # six standard deviations
-
-
-@pytest.mark.gpu
-def test_repeatable(seed: int, fresh: Callable[..., Call]) -> None:
-    """Two runs of a large batch on the same inputs agree bit for bit."""
-    call = make_call(problem(B=128, H=12, P=64, N=128, S=32), seed, "cuda")
-    one, other = fresh(call).outputs(), fresh(call).outputs()
-    for name, result in one.items():
-        assert torch.equal(result, other[name]), name
-    assert judged(call, fresh(call)) == ""
-
-
-@pytest.mark.gpu
-def test_captured_for_any_batch(seed: int, step: Callable[..., None]) -> None:
-    """A graph replay does what an eager call does, for a batch that was never run before."""
-    step(make_call(problem(B=2), seed, "cuda"))
-    call = make_call(problem(B=7), seed, "cuda")
-    captured = call.clone()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        step(captured)
-    captured.poison()
-    graph.replay()
-    assert judged(call, captured) == ""
-
-
-@pytest.mark.parametrize(
-    ("fields", "word"),
-    [
-        ({"dtype": torch.float64, "state_dtype": torch.float64}, "float64"),
-        ({"N": 48, "S": 12}, "N = 48"),
-        ({"P": 16}, "P = 16"),
-        ({"R": 3, "optional": OPTIONAL}, "R = 3"),
-        ({}, "needs a CUDA device"),
-    ],
-)
-def test_refused_before_anything_is_written(fields: dict[str, Any], word: str, seed: int) -> None:
-    """What the kernel does not do is refused with its reason, the state untouched."""
-    call = make_call(problem(**fields), seed)
-    assert call.state is not None
-    before = call.state.map(lambda _, t: t.clone())
-    with pytest.raises(UnsupportedError, match=word):
-        decode(call.inputs, call.params, call.state, backend="cute")
-    for (name, kept), (_, now) in zip(before.items(), call.state.items(), strict=True):
-        assert torch.equal(kept, now), name
+def test_needs_a_gpu(seed: int) -> None:
+    """On a CPU the op refuses with the reason, the state untouched."""
+    call = make_call(problem(), seed)
+    before = call.final.h.clone()
+    with pytest.raises(UnsupportedError, match="needs a CUDA device"):
+        decode(call.inputs, call.params, call.final, backend="cute")
+    assert torch.equal(before, call.final.h)
 
 
 def test_state_off_16_bytes_is_refused(seed: int) -> None:

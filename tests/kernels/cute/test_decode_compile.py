@@ -1,5 +1,6 @@
 """What the decode kernel compiles to for an H100, without one."""
 
+import itertools
 from dataclasses import replace
 from typing import Any
 
@@ -29,7 +30,7 @@ def problem(**fields: Any) -> Problem:
 
 
 @pytest.mark.parametrize("state_dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("R", [1, 4])
+@pytest.mark.parametrize("R", [1, 4, 8])
 def test_default_config_does_not_spill(R: int, state_dtype: torch.dtype) -> None:
     """The default keeps its rows of h in registers, and its tile in what a block may share."""
     case = problem(R=R, state_dtype=state_dtype, optional=MIMO if R > 1 else SISO)
@@ -40,19 +41,38 @@ def test_default_config_does_not_spill(R: int, state_dtype: torch.dtype) -> None
     assert 64 * 128 * state_dtype.itemsize < found.shared < 227 * 1024
 
 
+def covering_set(N: int) -> dict[Any, Problem]:
+    """Each config that is offered at a state size, with the largest head size it is offered for.
+
+    What a thread holds at once is rows x N / lanes elements of h and its shares of R rows of b and
+    c: fewer ranks, or a smaller N with the same config, need no more registers, and P is the number
+    of turns of a loop. The state's dtypes alternate over the configs.
+    """
+    found = {}
+    for P in (32, 64, 128):
+        for state_dtype in (torch.float32, torch.bfloat16):
+            case = problem(R=8, N=N, P=P, S=N // 4, state_dtype=state_dtype, optional=MIMO)
+            for config in registry.get("decode", "cute").configs(case, GPU):
+                found[config, state_dtype] = case
+    dtypes = itertools.cycle((torch.float32, torch.bfloat16))
+    kept = {}
+    for config in dict.fromkeys(config for config, _ in found):
+        wanted = next(dtypes)
+        offered = [found[pair] for pair in found if pair[0] == config]
+        kept[config] = next((c for c in offered if c.state_dtype == wanted), offered[-1])
+    return kept
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("N", [32, 64, 128, 256])
-@pytest.mark.parametrize("P", [32, 64, 128])
-def test_no_config_spills(P: int, N: int) -> None:
-    """Every config of the largest and the smallest rank compiles without a spill."""
+@pytest.mark.parametrize("N", [128, 256])
+def test_no_config_spills(N: int) -> None:
+    """Every config compiles without a spill for the largest rank, in what a block may share."""
     implementation = registry.get("decode", "cute")
     assert implementation.resources is not None
-    for R, state_dtype in ((1, torch.bfloat16), (8, torch.float32)):
-        case = problem(R=R, N=N, P=P, S=N // 4, state_dtype=state_dtype, optional=MIMO)
-        for config in implementation.configs(case, GPU):
-            (found,) = implementation.resources(case, config)
-            assert found.spills == 0, config
-            assert found.shared <= 227 * 1024, config
+    for config, case in covering_set(N).items():
+        (found,) = implementation.resources(case, config)
+        assert found.spills == 0, (config, case)
+        assert found.shared <= 227 * 1024, (config, case)
 
 
 @pytest.mark.parametrize("state_dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -62,11 +82,11 @@ def test_state_moves_in_16_byte_words(state_dtype: torch.dtype) -> None:
 
     config = decode.Config(threads=128, bytes=16, rows=4)
     facts = decode.facts_of(problem(state_dtype=state_dtype))
-    kernel = decode.DecodeKernel(facts, config)
+    kernel = decode.kernel_of(facts, config)
     ptx = compile.ptx(kernel, *decode.fake_arguments(facts))
-    assert ptx.count("\tcp.async.bulk.shared") == kernel.chunks
+    assert ptx.count("\tcp.async.bulk.shared") == kernel.pieces
     assert ptx.count("st.global.v4.b32") == 4  # of 16 bytes each, for 4 rows of a chunk
-    assert 128 * 4 * 16 * kernel.chunks == 64 * 128 * state_dtype.itemsize
+    assert 128 * 4 * 16 * kernel.pieces == 64 * 128 * state_dtype.itemsize
 
 
 def test_batch_and_heads_are_no_part_of_the_kernel() -> None:
@@ -86,10 +106,11 @@ def test_arguments_name_every_tensor_once(seed: int) -> None:
 
     case = problem(B=3, pool=5, optional=("z", "d"))
     call = make_call(case, seed)
-    given, fake = decode.arguments(call), decode.fake_arguments(decode.facts_of(case))
+    given = [*decode.addresses(call), *decode.constants(call)]
+    fake = decode.fake_arguments(decode.facts_of(case))
     assert [value is None for value in given] == [value is None for value in fake]
     assert call.state is not None
-    assert given[decode.ADDRESS_OF_H] == call.state.h.data_ptr()
+    assert given[19] == call.state.h.data_ptr()  # after 8 inputs, 10 parameters and phi
     addresses = [value for value in given[:24] if value is not None]
     assert len(set(addresses)) == len(addresses) == 7 + 1 + 1 + 4 + 1 + 1
     assert given[24:] == [call.inputs.x.stride(0)] * 8 + [3, 4, 1]  # slices of one projection
