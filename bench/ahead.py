@@ -14,9 +14,8 @@ from typing import Any, Protocol
 import torch
 
 from ..kernels import registry
-from ..kernels.problem import Problem
+from ..kernels.family import Problem, family
 from ..kernels.registry import config_dict
-from .hard import hard_cases
 from .jobs import Entry, Job, Settings, Stage
 from .ledger import Slot
 from .records import Row
@@ -57,7 +56,8 @@ def compile_jobs(left: Sequence[Job]) -> list[Job]:
     for entry in (entry for job in left for entry in job.entries):
         config = _config(entry)
         if config is not None:
-            for problem in [case.problem for case in hard_cases(entry.problem)] + [entry.problem]:
+            cases = family(entry.problem.op).hard_cases(entry.problem)
+            for problem in (*(case.problem for case in cases), entry.problem):
                 key = (problem, entry.backend, str(config))
                 asked[key] = Job((Entry(problem, entry.backend, config),))
     jobs = list(asked.values())

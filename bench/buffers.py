@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ..kernels.call import Call
+from ..kernels.family import Call
 
 
 def touched_bytes(call: Call) -> int:

@@ -30,15 +30,14 @@ divides a token whose terms cancel by nearly nothing.
 
 import math
 import random
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from ..kernels import registry
-from ..kernels.call import Call, Rows
-from ..kernels.problem import Problem
+from ..kernels.family import Call, Problem, Rows
 from .buffers import same_bits, whole_storage
 from .records import Error
 
@@ -100,18 +99,16 @@ class Gate:
         for name, tensor in before.items():
             if not same_bits(after[name], tensor):
                 names.append(name)
-        idle = idle_pool_rows(call)
-        if idle is not None:
-            for name, tensor in call.final.items():
-                kept = dict(self.pristine.final.items())[name]
-                if not same_bits(tensor[idle], kept[idle]):
-                    names.append(f"state.{name} of rows that are not in state_indices")
+        before, after = self.pristine.kept(), call.kept()
+        for name, tensor in before.items():
+            if not same_bits(after[name], tensor):
+                names.append(f"{name} of rows that are not in state_indices")
         return [f"changed {', '.join(names)}, which it may only read"] if names else []
 
     def _unwritten(self, call: Call) -> list[str]:
         """Outputs that still hold NaN, or hold infinities, in any row."""
         faults = []
-        for name, tensor in written(call).items():
+        for name, tensor in call.written().items():
             bad = int((~tensor.isfinite()).sum())
             if bad:
                 faults.append(f"{name}: {bad} of {tensor.numel()} elements not finite")
@@ -119,26 +116,23 @@ class Gate:
 
     def _whole(self) -> dict[str, Tensor]:
         """What the yardstick writes in every row; empty if the truth holds them all."""
-        p = self.pristine.problem
-        rows = 1 if p.lengths is not None else p.B
-        active = active_rows(self.pristine)
-        rows = rows if active is None else len(active)
-        if len(self.rows.batch) == rows and len(self.rows.heads) == p.H:
+        rows = len(self.pristine.batch_rows())
+        if len(self.rows.batch) == rows and len(self.rows.heads) == self.pristine.problem.H:
             return {}
         if self.pristine.y.numel() > WHOLE:
             return {}
-        found = written(run_yardstick(self.pristine.clone()))
-        if "out_norm" in p.optional:
-            del found["y"]
-        return found
+        found = run_yardstick(self.pristine.clone()).written()
+        return {n: t for n, t in found.items() if n not in self.pristine.problem.unsteady}
 
     def _gross(self, call: Call) -> list[str]:
         """Outputs with a vector that is far from the yardstick's, in any row."""
         faults = []
-        found = written(call)
+        found = call.written()
         for name, expected in self.whole.items():
-            truth = circle(name, expected)
-            off = torch.linalg.vector_norm(circle(name, found[name]) - truth, dim=-1)
+            truth, result = expected.float(), found[name].float()
+            if name in self.pristine.problem.angles:
+                truth, result = circle(truth), circle(result)
+            off = torch.linalg.vector_norm(result - truth, dim=-1)
             norm = torch.linalg.vector_norm(truth, dim=-1)
             least = norm.square().mean().sqrt()
             bad = int((~(off <= GROSS * norm.clamp(min=least))).sum())
@@ -160,7 +154,7 @@ def bounds_of(
         roundings, reach = ROUNDINGS[dtype.itemsize]
         unit = torch.finfo(dtype).eps / 2 * reach
         worst = roundings * unit
-        if name in ("y", "state.h") and call.problem.op == "prefill":
+        if name in call.problem.product_sums:
             worst = max(worst, OPERANDS * operand_unit(call.problem))
         peak = float(truth[name].abs().max())
         bounds[name] = (
@@ -172,12 +166,7 @@ def bounds_of(
 
 def truth_of(call: Call) -> Call:
     """The call after the float64 reference ran it into float64 buffers, filled with NaN before."""
-    if call.final is call.state:
-        state = call.state.map(lambda _, tensor: tensor.double())
-        wide = replace(call, state=state, final=state, y=call.y.double())
-    else:
-        final = call.final.map(lambda _, tensor: tensor.double())
-        wide = replace(call, final=final, y=call.y.double())
+    wide = call.widened()
     wide.poison()
     registry.get(call.problem.op, "reference").run(wide, None)
     return wide
@@ -185,7 +174,7 @@ def truth_of(call: Call) -> Call:
 
 def operand_unit(problem: Problem) -> float:
     """Unit roundoff of what the operands of matrix products are rounded to."""
-    if problem.options.matmul == "tf32":
+    if problem.matmul == "tf32":
         return 2.0**-11  # 10 explicit mantissa bits
     return float(torch.finfo(problem.dtype).eps) / 2
 
@@ -198,30 +187,16 @@ def run_yardstick(call: Call) -> Call:
     return call
 
 
-def written(call: Call) -> dict[str, Tensor]:
-    """The outputs without padding rows and idle pool rows, which no kernel writes."""
-    active = active_rows(call)
-    if active is None:
-        return call.outputs()
-    assert call.state_indices is not None
-    pool = call.state_indices.long()[active]
-    return {
-        name: tensor[active if name == "y" else pool] for name, tensor in call.outputs().items()
-    }
-
-
-def circle(name: str, tensor: Tensor) -> Tensor:
-    """An output in float32; angles as (cos, sin)."""
-    tensor = tensor.float()
-    return torch.stack((tensor.cos(), tensor.sin()), -1) if name == "state.phi" else tensor
+def circle(angles: Tensor) -> Tensor:
+    """Angles as (cos, sin)."""
+    return torch.stack((angles.cos(), angles.sin()), -1)
 
 
 def choose_rows(call: Call, seed: int) -> Rows:
     """The batch rows and heads to verify: first and last always, others from the seed."""
     problem = call.problem
-    limit = TRUTH_ELEMENTS["cuda" if call.y.is_cuda else "cpu"] // (problem.P * problem.N)
-    active = active_rows(call)
-    batch = list(range(problem.B)) if active is None else active.tolist()
+    limit = TRUTH_ELEMENTS["cuda" if call.y.is_cuda else "cpu"] // problem.row_elements
+    batch = call.batch_rows()
     B, H = len(batch), problem.H
     heads = min(H, max(2, limit // min(B, 2)))
     rng = random.Random(seed)
@@ -238,38 +213,17 @@ def _ends_and(size: int, count: int, rng: random.Random) -> list[int]:
     return sorted([0, size - 1, *rng.sample(range(1, size - 1), count - 2)])
 
 
-def active_rows(call: Call) -> Tensor | None:
-    """The batch rows that are no padding; None if there are no state_indices."""
-    if call.state_indices is None:
-        return None
-    return (call.state_indices >= 0).nonzero()[:, 0]
-
-
-def idle_pool_rows(call: Call) -> Tensor | None:
-    """Mask of the pool rows that no batch row names; None if there are no state_indices."""
-    if call.state_indices is None:
-        return None
-    idle = torch.ones(call.problem.sequences, dtype=torch.bool, device=call.y.device)
-    idle[call.state_indices[call.state_indices >= 0].long()] = False
-    return idle
-
-
 def read_only(call: Call) -> dict[str, Tensor]:
-    """Everything the call may only read. Inputs with their gaps: other slices live there."""
+    """Everything the call may only read, with its gaps: other slices of a projection live there."""
+    outputs = call.outputs()
     shared: dict[int, list[str]] = {}
     storages = {}
-    for name, tensor in call.inputs.items():
-        address = tensor.untyped_storage().data_ptr()
-        shared.setdefault(address, []).append(name)
-        storages[address] = whole_storage(tensor)
-    inputs = {f"inputs ({', '.join(shared[at])})": bytes_ for at, bytes_ in storages.items()}
-    params = {f"params.{name}": tensor for name, tensor in call.params.items()}
-    state = {}
-    if call.state is not None and call.state is not call.final:
-        state = {f"state.{name} given": tensor for name, tensor in call.state.items()}
-    extra = {"cu_seqlens": call.cu_seqlens, "state_indices": call.state_indices}
-    present = {name: tensor for name, tensor in extra.items() if tensor is not None}
-    return inputs | params | state | present
+    for name, tensor in call.tensors().items():
+        if name not in outputs:
+            address = tensor.untyped_storage().data_ptr()
+            shared.setdefault(address, []).append(name)
+            storages[address] = whole_storage(tensor)
+    return {", ".join(shared[address]): storage for address, storage in storages.items()}
 
 
 def distance(result: Tensor, truth: Tensor) -> tuple[float, float]:

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from ..kernels.bound import Bound
-from ..kernels.call import Call
+from ..kernels.family import Call
 from .buffers import allocated_bytes, differing, restore, snapshot, touched_bytes
 from .gate import Gate, Verdict
 from .gpu import Gpu
@@ -143,7 +143,7 @@ class GraphBench:
         """Judge what the timed graph of a contender makes of other inputs in its buffers."""
         one = self.contenders[index]
         replay = one.cold or one.warm
-        if replay.rounds > 1 and fresh.pristine.final is fresh.pristine.state:
+        if replay.rounds > 1 and fresh.pristine.in_place:
             # a warm graph alone, of a state updated in place: capture a single step anew
             replay = self._captured(one.bind, [bound.call for bound in replay.bounds], 1)
         self._replay_from(fresh.pristine, replay)

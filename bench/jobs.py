@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from ..kernels.problem import Problem
+from ..kernels.family import Problem
 from .records import Row
 
 Kind = Literal["check", "sweep", "resources"]

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from .. import kernels, reference
+from ..kernels import registry
+from ..kernels.family import FAMILIES
 from ..kernels.problem import OpName
 from ..kernels.registry import MODULES, module_name
 from .hardware import identity
@@ -22,7 +24,6 @@ MEASURING = (
     "gate.py",
     "gpu.py",
     "graphs.py",
-    "hard.py",
     "sampler.py",
     "timing.py",
     "worker.py",
@@ -48,15 +49,19 @@ def key(entry: Entry, settings: Settings, environment: dict[str, Any]) -> str:
 def source_hash(op: OpName, backend: str, plugins: tuple[str, ...]) -> str:
     """Hash of the files that a backend's results stand on.
 
-    Its own folder; the op interface; reference and torch, which judge it; the measuring code. A
-    plugin may register or replace anything, so its file counts for every backend.
+    Its own folder; the op interface and the op's family; reference and torch, which judge it; the
+    measuring code. A plugin may register or replace anything, so its file counts for every backend.
     """
     # package paths, not rglob from the top: the folders of a source tree are links
     tops = [Path(path).resolve() for path in (*kernels.__path__, *reference.__path__)]
     folders = [*tops, tops[0] / "torch"]
-    files = [Path(__file__).resolve().parent / name for name in MEASURING]
+    here = Path(__file__).resolve().parent
+    files = [here / name for name in MEASURING]
+    files.append(tops[0] / "families" / f"{FAMILIES[op]}.py")
     if (op, backend) in MODULES:
         folders.append((tops[0] / MODULES[op, backend].replace(".", "/")).parent)
+    elif registry.is_rival(op, backend):
+        folders.append(here / "peers")
     else:
         plugins = (*plugins, *filter(None, [module_name(op, backend)]))
     files += [file for folder in folders for file in folder.glob("*.py")]

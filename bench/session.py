@@ -10,7 +10,8 @@ import torch
 from rich.console import Console
 
 from ..kernels import registry
-from ..kernels.problem import OpName, Problem
+from ..kernels.family import Problem
+from ..kernels.problem import OpName
 from ..kernels.registry import config_dict
 from . import show
 from .ahead import compile_ahead

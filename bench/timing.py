@@ -19,7 +19,7 @@ from contextlib import contextmanager
 import numpy as np
 
 from ..kernels.bound import Bound
-from ..kernels.call import Call
+from ..kernels.family import Call
 from .buffers import restore
 from .gate import Gate, Verdict
 from .records import Samples, Times

@@ -18,16 +18,13 @@ import torch
 
 from ..kernels import registry
 from ..kernels.bound import Bound
-from ..kernels.call import Call
-from ..kernels.cases import make_call
-from ..kernels.problem import Problem
+from ..kernels.family import Call, HardCase, Problem, family, make_call
 from ..kernels.registry import Config, Implementation, config_dict
 from . import ceilings, peers, plugins
 from .buffers import differing
 from .gate import Gate, Verdict
 from .gpu import Gpu
 from .graphs import FalseReplay, GraphBench, NotCaptured
-from .hard import HardCase, hard_cases, rival_cases
 from .hardware import environment
 from .jobs import Done, Entry, Finished, Hello, Job, Settings, Stage, Start
 from .records import Error, Row, Status, Times
@@ -269,8 +266,9 @@ class Worker:
         verdict, seconds = self._judged(solver, gate)
         if verdict.status == "wrong":
             raise NotRun("wrong", verdict.reason, verdict.errors)
-        choose = rival_cases if solver.implementation.rival else hard_cases
-        cases = choose(gate.pristine.problem)
+        its = family(solver.problem.op)
+        choose = its.rival_cases if solver.implementation.rival else its.hard_cases
+        cases = choose(solver.problem)
         for case in cases:
             reason = self._hard(solver, case)
             if reason is not None:

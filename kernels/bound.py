@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .call import Call
+from .family import Call
 
 Arguments = dict[str, Any]  # tensors and plain values, by the launch's own names
 Launch = Callable[..., Any]
@@ -30,9 +30,9 @@ Launch = Callable[..., Any]
 class Stages:
     """The three functions of an adapter."""
 
-    prepare: Callable[[Call, Any], Arguments]
+    prepare: Callable[[Any, Any], Arguments]
     launch: Launch
-    collect: Callable[[Call, Arguments, Any], None]
+    collect: Callable[[Any, Arguments, Any], None]
 
 
 class Bound:
@@ -74,7 +74,7 @@ class Bound:
             return self.stages.prepare(self.call, self.config)
 
 
-def direct(run: Callable[[Call, Any], None]) -> Stages:
+def direct(run: Callable[[Any, Any], None]) -> Stages:
     """The stages of an implementation that reads and writes the call's own buffers."""
     return Stages(
         prepare=lambda call, config: {"call": call, "config": config},

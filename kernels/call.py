@@ -8,18 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, UntypedStorage
 
+from .family import Rows
 from .problem import Problem
 from .tensors import Inputs, Params, State
 
 EMPTY_STRIDED_CUDA: Any = getattr(torch._C._dynamo.guards, "_empty_strided_cuda", None)
-
-
-@dataclass(frozen=True, slots=True)
-class Rows:
-    """A product of batch rows and heads; they are independent, so a subset has its own truth."""
-
-    batch: tuple[int, ...]
-    heads: tuple[int, ...]
 
 
 @dataclass(
@@ -55,6 +48,41 @@ class Call:
         found |= self.outputs()
         extra = {"cu_seqlens": self.cu_seqlens, "state_indices": self.state_indices}
         return found | {name: tensor for name, tensor in extra.items() if tensor is not None}
+
+    @property
+    def in_place(self) -> bool:
+        """Whether the state is updated in place."""
+        return self.final is self.state
+
+    def batch_rows(self) -> list[int]:
+        """The batch rows that are no padding."""
+        if self.state_indices is None:
+            return list(range(self.problem.B))
+        return (self.state_indices >= 0).nonzero()[:, 0].tolist()
+
+    def written(self) -> dict[str, Tensor]:
+        """The outputs without padding rows and idle pool rows, which no kernel writes."""
+        if self.state_indices is None:
+            return self.outputs()
+        active = self.batch_rows()
+        pool = self.state_indices.long()[active]
+        return {
+            name: tensor[active if name == "y" else pool] for name, tensor in self.outputs().items()
+        }
+
+    def kept(self) -> dict[str, Tensor]:
+        """The pool rows of the state that no batch row names."""
+        if self.state_indices is None:
+            return {}
+        idle = torch.ones(self.problem.sequences, dtype=torch.bool, device=self.y.device)
+        idle[self.state_indices[self.state_indices >= 0].long()] = False
+        return {f"state.{name}": tensor[idle] for name, tensor in self.final.items()}
+
+    def widened(self) -> "Call":
+        """The same call on float64 outputs."""
+        final = self.final.map(lambda _, tensor: tensor.double())
+        state = final if self.in_place else self.state
+        return replace(self, state=state, final=final, y=self.y.double())
 
     def results(self) -> dict[str, Tensor]:
         """The outputs in float64, to compare; angles as (cos, sin), because 0 and 2 pi are one."""

@@ -95,6 +95,31 @@ class Problem:
         return self.B if self.lengths is None else len(self.lengths)
 
     @property
+    def matmul(self) -> Matmul:
+        """What the operands of matrix products are rounded to."""
+        return self.options.matmul
+
+    @property
+    def row_elements(self) -> int:
+        """Numbers in the state of one batch row and head."""
+        return self.P * self.N
+
+    @property
+    def product_sums(self) -> tuple[str, ...]:
+        """The outputs that are sums of products of two rounded operands."""
+        return ("y", "state.h") if self.op == "prefill" else ()
+
+    @property
+    def angles(self) -> tuple[str, ...]:
+        """The outputs that are angles."""
+        return ("state.phi",)
+
+    @property
+    def unsteady(self) -> tuple[str, ...]:
+        """With out_norm, y divides a token whose terms cancel by nearly nothing."""
+        return ("y",) if "out_norm" in self.optional else ()
+
+    @property
     def reduced(self) -> bool:
         """Whether y is (B, L, H, P), not the unreduced (B, L, R, H, P)."""
         return self.R == 1 or "mimo_o" in self.optional

@@ -17,15 +17,16 @@ import torch
 
 from . import plans
 from .bound import Bound, Stages, direct
-from .call import Call
 from .errors import BackendMissing, UnsupportedError
+from .family import Problem
 from .plans import Launch
-from .problem import OpName, Problem
+from .problem import OpName
 
 Config = Any  # a frozen dataclass of the implementation's own
+Call = Any  # of the op's own family, as its problem is
 Run = Callable[[Call, Config], None]
-Supports = Callable[[Problem, torch.device], str | None]
-Configs = Callable[[Problem, torch.device], Iterable[Config]]
+Supports = Callable[[Any, torch.device], str | None]
+Configs = Callable[[Any, torch.device], Iterable[Config]]
 
 # (op, backend) -> module under kernels/. The order is the order of preference of backend="auto".
 MODULES: dict[tuple[OpName, str], str] = {
@@ -59,7 +60,7 @@ class Implementation:
     run: Run
     supports: Supports
     configs: Configs
-    resources: Callable[[Problem, Config], list[Resources]] | None = (
+    resources: Callable[[Any, Config], list[Resources]] | None = (
         None  # compile for sm_90a, no GPU needed
     )
     deterministic: bool = True
@@ -122,7 +123,7 @@ def implements(
     *,
     supports: Supports,
     configs: Configs = lambda problem, device: (None,),
-    resources: Callable[[Problem, Config], list[Resources]] | None = None,
+    resources: Callable[[Any, Config], list[Resources]] | None = None,
     deterministic: bool = True,
     rival: bool = False,
     launcher: Callable[[Call, Config], Launch] | None = None,

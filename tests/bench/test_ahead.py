@@ -6,8 +6,9 @@ import pytest
 
 from mamba3_bench.bench import ahead
 from mamba3_bench.bench.grid import Axes, problems
-from mamba3_bench.bench.hard import hard_cases
 from mamba3_bench.bench.jobs import Entry, Job, Settings
+from mamba3_bench.kernels.families.mamba3 import hard_cases
+from mamba3_bench.kernels.family import family
 
 pytest.importorskip("triton")
 
@@ -62,7 +63,8 @@ def test_compiled_kernels_are_found_on_disk(tmp_path, monkeypatch):
     packed = next(case.problem for case in hard_cases(SMALL[0]) if case.problem.lengths)
     packed = replace(packed, has_state=False)
     progress = Progress()
-    monkeypatch.setattr(ahead, "hard_cases", lambda problem: [])
+    alone = replace(family("prefill"), hard_cases=lambda problem: [])
+    monkeypatch.setattr(ahead, "family", lambda op: alone)
     environment = {"compute_capability": ahead.COMPILED_FOR}
     ahead.compile_ahead([job(packed, "triton")], environment, Settings("sweep"), progress)
     assert progress.told == [(1, 1)]

@@ -6,7 +6,8 @@ import sys
 import pytest
 
 from mamba3_bench.bench.cli import NUMBERS, OPTIONAL, PRESETS, WORDS, main, parser, read_axes
-from mamba3_bench.bench.grid import DTYPES, Axes, problems
+from mamba3_bench.bench.grid import Axes, problems
+from mamba3_bench.kernels.family import DTYPES
 from mamba3_bench.kernels.problem import OPTIONAL as KNOWN
 
 COMMANDS = (

@@ -8,10 +8,10 @@ import torch
 
 from mamba3_bench.bench import gate as gate_module
 from mamba3_bench.bench.gate import Gate, choose_rows, distance, within
-from mamba3_bench.bench.hard import hard_cases
 from mamba3_bench.bench.records import Error
 from mamba3_bench.kernels import registry
 from mamba3_bench.kernels.cases import REGIMES, make_call
+from mamba3_bench.kernels.families.mamba3 import hard_cases
 from mamba3_bench.kernels.problem import Options, Problem
 from mamba3_bench.kernels.torch.prefill import Config
 

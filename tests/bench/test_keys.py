@@ -107,8 +107,8 @@ def changed(monkeypatch, wanted):
     "wanted",
     ["kernels/triton/prefill.py", "kernels/triton/functions.py", "kernels/call.py",
      "kernels/cases.py", "kernels/torch/prefill.py", "reference/mamba3.py", "bench/gate.py",
-     "bench/hard.py", "bench/timing.py", "bench/graphs.py", "bench/worker.py", "bench/clocks.py",
-     "bench/ceilings.py"],
+     "kernels/families/mamba3.py", "bench/timing.py", "bench/graphs.py", "bench/worker.py",
+     "bench/clocks.py", "bench/ceilings.py"],
 )  # fmt: skip
 def test_another_source(monkeypatch, wanted):
     """The kernel's own folder, the interface, its judges, and the code that measures."""

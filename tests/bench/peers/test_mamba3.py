@@ -7,9 +7,9 @@ import torch
 
 from mamba3_bench.bench.gate import Gate
 from mamba3_bench.bench.grid import Axes, problems
-from mamba3_bench.bench.hard import rival_cases
 from mamba3_bench.kernels import registry
 from mamba3_bench.kernels.cases import make_call
+from mamba3_bench.kernels.families.mamba3 import rival_cases
 from mamba3_bench.kernels.problem import Options
 
 CPU = torch.device("cpu")

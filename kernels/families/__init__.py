@@ -1,0 +1,1 @@
+"""Families of ops: Mamba-3, and the layers that it is compared with."""
