@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from .axes import AxisError, numbers, words
+from .presets import PRESETS, Contender, Match, Side, sides
 
 EPILOG = """examples:
   mamba3-bench quick
@@ -33,11 +34,17 @@ examples:
   mamba3-bench compare runs/old runs/new --threshold 1% --markdown verdict.md --json verdict.json
   mamba3-bench compare runs/old runs/new --pass same,faster       # cannot tell is a failure, too
 """
+OPS = (
+    *("prefill", "decode"),
+    *("mamba2.prefill", "mamba2.decode", "gdn.prefill", "gdn.decode"),
+    *("attention.prefill", "attention.decode"),
+)
+TOKENLESS = ("decode", "mamba2.decode", "gdn.decode")
 NUMBERS = {
     "state": "state size N",
     "rank": "MIMO rank R; 1 is SISO",
     "batch": "batch B",
-    "length": "tokens L of a sequence; not for decode",
+    "length": "tokens L of a sequence, or of attention's cache; no other decode step has it",
     "heads": "heads H",
     "head-size": "head size P",
     "groups": "groups G of b and c; divides the heads",
@@ -61,30 +68,6 @@ WORDS: dict[str, tuple[str, tuple[str, ...]]] = {
 OPTIONAL = (
     "z", "dt_bias", "b_norm", "c_norm", "b_bias", "c_bias", "d", "out_norm",
 )  # fmt: skip
-PRESETS: dict[str, dict[str, str]] = {
-    "h100-prefill": {
-        "op": "prefill",
-        "state": "64,128",
-        "batch": "1,8",
-        "length": "512:16384:*2",
-        "dtype": "bf16,fp32",
-    },
-    "h100-decode": {
-        "op": "decode",
-        "state": "64,128",
-        "rank": "1,2,4",
-        "batch": "1,8,32,128",
-        "state_dtype": "fp32,bf16",
-    },
-    "small": {
-        "heads": "2",
-        "head_size": "32",
-        "state": "32",
-        "batch": "1,2",
-        "length": "64,131",
-        "dtype": "bf16,fp16,fp32",
-    },
-}
 
 
 def parser() -> argparse.ArgumentParser:
@@ -217,8 +200,16 @@ def positive(text: str) -> int:
 
 def _grid_options(command: argparse.ArgumentParser) -> None:
     grid = command.add_argument_group("axes", "values by commas, ranges low:high:*k or low:high:+k")
-    grid.add_argument("--preset", choices=sorted(PRESETS), help="a named grid; axes given win over")
-    grid.add_argument("--op", choices=("prefill", "decode"), help="prefill")
+    named = "; ".join(f"{name}: {preset.text}" for name, preset in PRESETS.items())
+    grid.add_argument(
+        "--preset",
+        choices=tuple(PRESETS),
+        metavar="NAME",
+        help=f"a named grid; axes given win over those that it shares. {named}",
+    )
+    grid.add_argument(
+        "--op", choices=OPS, metavar="OP", help=f"prefill if absent; one of {', '.join(OPS)}"
+    )
     for name, text in NUMBERS.items():
         grid.add_argument(f"--{name}", metavar="N,..", help=text)
     for name, (text, allowed) in WORDS.items():
@@ -230,7 +221,9 @@ def _grid_options(command: argparse.ArgumentParser) -> None:
         f"{', '.join(OPTIONAL)} but out_norm, and those of MIMO for rank > 1",
     )
     grid.add_argument(
-        "--backend", metavar="NAME,..", help="by default all that load here, but reference"
+        "--backend",
+        metavar="NAME,..",
+        help="by default all of ours that load here, but reference; other people's by name",
     )
 
 
@@ -264,27 +257,36 @@ def _run_options(command: argparse.ArgumentParser, out: str | None) -> None:
     run.add_argument("--yes", action="store_true", help="do not ask before a very large run")
 
 
-def read_axes(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The axes given, over those of the preset, as values; raises AxisError."""
-    texts = dict(PRESETS[arguments.preset]) if arguments.preset else {}
-    for name in ("op", *NUMBERS, *WORDS, "optional"):
+def read_sides(arguments: argparse.Namespace) -> list[list[Side]]:
+    """Who meets at each point of the grid asked for; raises AxisError."""
+    typed = {}
+    for name in (*NUMBERS, *WORDS, "optional"):
         given = getattr(arguments, name.replace("-", "_"))
         if given is not None:
-            texts[name.replace("-", "_")] = given
-    if texts.get("op") == "decode" and arguments.length is not None:
-        raise AxisError("length", "no length for decode", arguments.length, "leave it out")
-    axes: dict[str, Any] = {}
-    for name, text in texts.items():
-        option = name.replace("_", "-")
-        if option in NUMBERS:
-            axes[name] = numbers(option, text)
-        elif option in WORDS:
-            axes[name] = words(option, text, WORDS[option][1])
-        elif option == "optional":
-            axes[name] = () if text == "none" else words(option, text, OPTIONAL)
-        else:
-            axes[name] = text
-    return axes
+            typed[name.replace("-", "_")] = given
+    matches: tuple[Match, ...] = (Match({}, (Contender(arguments.op or "prefill"),)),)
+    if arguments.preset:
+        matches = PRESETS[arguments.preset].matches
+        if arguments.op:
+            matches = tuple(only(arguments.op, match) for match in matches)
+    elif arguments.op in TOKENLESS and "length" in typed:
+        raise AxisError("length", f"no length for {arguments.op}", typed["length"], "leave it out")
+    return [found for match in matches for found in sides(match, typed, read_axis)]
+
+
+def only(op: str, match: Match) -> Match:
+    """A match with the contenders of one op."""
+    return Match(match.axes, tuple(one for one in match.contenders if one.op == op))
+
+
+def read_axis(name: str, text: str) -> tuple[Any, ...]:
+    """The values of an axis; raises AxisError."""
+    option = name.replace("_", "-")
+    if option in NUMBERS:
+        return numbers(option, text)
+    if option in WORDS:
+        return words(option, text, WORDS[option][1])
+    return () if text == "none" else words(option, text, OPTIONAL)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -294,7 +296,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = top.parse_args(given)
     try:
         if arguments.command in ("check", "sweep", "resources"):
-            arguments.axes = read_axes(arguments)
+            arguments.sides = read_sides(arguments)
     except AxisError as error:
         top.error(str(error))
     from . import commands  # torch and rich are imported here, not for --help

@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -11,11 +12,12 @@ from rich.table import Table
 
 from ..kernels import registry
 from ..kernels.errors import OptionError
+from ..kernels.family import ops
 from . import doctor, peers, plugins, quick, selftest, show
 from .compare import CASES, PASSING, Asked, Case
 from .compare import compare as compare_runs
 from .grid import Axes, problems
-from .jobs import Entry, Job, Kind, Settings
+from .jobs import Job, Kind, Settings
 from .ledger import RunError
 from .records import Row
 from .report import comparison_text, show_comparison, show_report, write_report
@@ -25,11 +27,11 @@ from .session import (
     WRONG,
     UsageError,
     absolute,
-    choose_backends,
     command_line,
     conclude,
     default_device,
     device_of,
+    make_jobs,
     perform,
     records_path,
     resource_jobs,
@@ -76,21 +78,25 @@ def list_backends(page: Console) -> int:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("op", "backend", f"here ({device.type})", "notes"):
         table.add_column(name, overflow="fold")
-    for op in ("prefill", "decode"):
+    for op in ops():
         for backend in registry.backends(op):
             missing = registry.unavailable(op, backend)
             answers = {}
-            for rank in (1, 4):
+            for rank in (1, 4):  # where a family has ranks
                 (problem,) = problems(Axes(op=op, rank=(rank,)))
                 answers[rank] = missing or registry.refusal(op, backend, problem, device)
             here = "no" if all(answers.values()) else "yes"
             reasons = dict.fromkeys(answer for answer in answers.values() if answer)
-            notes = "; ".join(
+            notes = [
                 reason if missing or all(answers.values()) else f"not for all ranks: {reason}"
                 for reason in reasons
-            )
+            ]
+            notes += [version] if (version := peers.version(op, backend)) else []
             table.add_row(
-                op, backend, f"[{'green' if here == 'yes' else 'red'}]{here}", escape(notes)
+                op,
+                backend,
+                f"[{'green' if here == 'yes' else 'red'}]{here}",
+                escape("; ".join(notes)),
             )
     page.print(table)
     return RIGHT
@@ -102,13 +108,11 @@ def measure(page: Console, arguments: argparse.Namespace, given: Sequence[str]) 
     if arguments.command == "sweep" and not arguments.check_only:
         kind = "sweep"
     plugins.load(arguments.plugin)
-    axes = Axes(**arguments.axes)
-    names = choose_backends(axes.op, arguments.backend)
     # one repeat after the other: what drifts between them shows as a difference between them
     jobs = [
-        Job(tuple(Entry(problem, name, repeat=repeat) for name in names))
+        Job(tuple(replace(entry, repeat=repeat) for entry in job.entries))
         for repeat in range(getattr(arguments, "repeat", 1))
-        for problem in problems(axes)
+        for job in make_jobs(arguments.sides, arguments.backend)
     ]
     count = sum(len(job.entries) for job in jobs)
     if count > MANY and not arguments.yes and sys.stdin.isatty():
@@ -133,8 +137,7 @@ def measure(page: Console, arguments: argparse.Namespace, given: Sequence[str]) 
 def resources(page: Console, arguments: argparse.Namespace, given: Sequence[str]) -> int:
     """Compile every shipped config for sm_90a and list what it takes."""
     plugins.load(arguments.plugin)
-    axes = Axes(**arguments.axes)
-    jobs = resource_jobs(problems(axes), choose_backends(axes.op, arguments.backend))
+    jobs = resource_jobs(make_jobs(arguments.sides, arguments.backend))
     if not jobs:
         page.print("no backend chosen here compiles anything: see `mamba3-bench list`")
         return NOTHING

@@ -8,6 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from .hardware import cpu_name, driver_version, environment, ptxas_version
+from .peers import FLA, FLASHINFER, MAMBA
 
 REMEDIES = {
     "torch": "pip install torch",
@@ -15,10 +16,9 @@ REMEDIES = {
     "tilelang": "pip install tilelang: MIMO prefill",
     "nvidia-cutlass-dsl": "pip install 'nvidia-cutlass-dsl[cu13]': decode in one launch",
     "nvidia-ml-py": "pip install nvidia-ml-py: clocks and throttling",
-    "mamba-ssm": "MAMBA_FORCE_BUILD=TRUE MAMBA_SKIP_CUDA_BUILD=TRUE pip install "
-    "--no-build-isolation mamba-ssm: the official kernels, as rivals",
-    "flash-linear-attention": "pip install flash-linear-attention: Gated DeltaNet, as a rival",
-    "flashinfer-python": "pip install flashinfer-python: Mamba-2 decode, as a rival",
+    MAMBA.package: f"{MAMBA.install}: the official kernels, as rivals",
+    FLA.package: f"{FLA.install}: Gated DeltaNet, as a rival",
+    FLASHINFER.package: f"{FLASHINFER.install}: Mamba-2 and Gated DeltaNet, as rivals",
 }
 
 

@@ -1,5 +1,6 @@
 """What machine and software this is: read, never set. The host's name is not recorded."""
 
+import hashlib
 import os
 import platform
 import re
@@ -25,8 +26,10 @@ PACKAGES = (
     "numpy",
     "mamba-ssm",
     "flash-linear-attention",
+    "fla-core",
     "flashinfer-python",
 )
+SOURCES = {"mamba-ssm": "mamba_ssm", "fla-core": "fla", "flashinfer-python": "flashinfer"}
 # The part of an environment that a time or a compiled kernel depends on: another value of one of
 # these is another measurement.
 IDENTITY = ("device", "gpu", "driver", "cuda", "ptxas", "python", "packages", "interpreted")
@@ -73,12 +76,35 @@ def identity(found: dict[str, Any]) -> dict[str, Any]:
 
 @cache
 def package_versions() -> dict[str, str]:
-    """Installed version of each package that matters to a result."""
+    """Installed version of each package that matters to a result.
+
+    A library's source tree found before its package, or without one, is told by its hash.
+    """
     versions = {}
     for name in PACKAGES:
         with suppress(metadata.PackageNotFoundError):
             versions[name] = metadata.version(name)
+    for name, module in SOURCES.items():
+        spec = find_spec(module)
+        if spec is not None and spec.origin is not None:
+            root = Path(spec.origin).parent
+            if name not in versions or not _installed(name, root):
+                versions[name] = f"source {_tree_hash(root)}"
     return versions
+
+
+def _installed(package: str, root: Path) -> bool:
+    """Whether a module's folder lies where its package was installed."""
+    site = Path(str(metadata.distribution(package).locate_file(""))).resolve()
+    return root.resolve().is_relative_to(site)
+
+
+def _tree_hash(root: Path) -> str:
+    """A short hash of a tree's Python files."""
+    digest = hashlib.sha256()
+    for file in sorted(root.rglob("*.py")):
+        digest.update(str(file.relative_to(root)).encode() + b"\0" + file.read_bytes() + b"\0")
+    return digest.hexdigest()[:12]
 
 
 @cache

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from ..kernels import registry
+from ..kernels.family import Problem
 from . import doctor, show
 from .grid import Axes, problems
 from .jobs import Entry, Job, Kind, Settings
@@ -71,11 +72,7 @@ def steps(device: torch.device) -> list[tuple[str, Kind, list[Job]]]:
     typical = problems(Axes(dtype=("bf16", "fp32", "tf32"))) + problems(
         Axes(op="decode", dtype=("bf16", "fp32"), rank=(1, 4))
     )
-    compiled = [
-        job
-        for problem in typical
-        for job in resource_jobs([problem], choose_backends(problem.op, None))
-    ]
+    compiled = resource_jobs([_job(problem) for problem in typical])
     plan: list[tuple[str, Kind, list[Job]]] = [("compile for sm_90a", "resources", compiled)]
     if device.type == "cuda":
         sizes = Axes(dtype=("bf16", "fp32"), batch=(1, 8), length=(512, 2048, 8192))
@@ -95,8 +92,11 @@ def steps(device: torch.device) -> list[tuple[str, Kind, list[Job]]]:
 
 
 def _jobs(axes: Axes) -> list[Job]:
-    names = choose_backends(axes.op, None)
-    return [Job(tuple(Entry(problem, name) for name in names)) for problem in problems(axes)]
+    return [_job(problem) for problem in problems(axes)]
+
+
+def _job(problem: Problem) -> Job:
+    return Job(tuple(Entry(problem, name) for name in choose_backends(problem.op, None)))
 
 
 def summary(page: Console, device: torch.device, outcomes: Sequence[Outcome]) -> int:
@@ -122,15 +122,15 @@ def summary(page: Console, device: torch.device, outcomes: Sequence[Outcome]) ->
 
 
 def not_checked(rows: Sequence[Row]) -> list[str]:
-    """Who ran nothing, or refused something, and why; each said once."""
+    """Who of ours ran nothing, or refused something, and why; each said once."""
     found = [
         f"{row.op} by {row.backend}, R = {row.problem['R']}: {row.reason}"
         for row in rows
         if row.status == "skipped" and not row.resources
     ]
-    for op in ("prefill", "decode"):
+    for op in dict.fromkeys(row.op for row in rows):
         for backend in registry.backends(op):
             reason = registry.unavailable(op, backend)
-            if reason is not None:
+            if reason is not None and not registry.is_rival(op, backend):
                 found.append(f"{op} by {backend}: {reason}")
     return list(dict.fromkeys(found))

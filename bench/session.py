@@ -10,13 +10,15 @@ import torch
 from rich.console import Console
 
 from ..kernels import registry
-from ..kernels.family import Problem
+from ..kernels.family import family
 from ..kernels.problem import OpName
 from ..kernels.registry import config_dict
 from . import show
 from .ahead import compile_ahead
+from .grid import Axes, problems
 from .jobs import Entry, Job, Kind, Settings
 from .ledger import FAILED, Outcome, Slot
+from .presets import Side
 from .records import Row
 from .runner import Runner
 
@@ -27,13 +29,52 @@ class UsageError(Exception):
     """Arguments that do not go together."""
 
 
-def resource_jobs(grid: Sequence[Problem], names: Sequence[str]) -> list[Job]:
-    """One job per problem, with an entry for each config of each backend that can be compiled."""
-    device = torch.device("cpu")
+def make_jobs(points: Sequence[Sequence[Side]], asked: str | None) -> list[Job]:
+    """One job per point of a grid, with those who meet there; raises UsageError and OptionError.
+
+    asked: the backends named, of those that the grid has; None for all.
+    """
     jobs = []
-    for problem in grid:
+    for sides in points:
+        entries: list[Entry] = []
+        for side in sides:
+            unknown = set(side.axes) - set(family(side.op).axes) - {"optional"}
+            if len(sides) == 1 and unknown:
+                typed = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(unknown))
+                raise UsageError(f"{typed}: {side.op} has no such axis; leave it out")
+            names = backends_of(side, asked)
+            grid = problems(Axes(op=side.op, **side.axes))
+            entries += [Entry(problem, name) for problem in grid for name in names]
+        if entries:
+            jobs.append(Job(tuple(dict.fromkeys(entries))))
+    if not jobs:
+        raise UsageError(f"--backend: nobody of {asked} is in this grid")
+    return list(dict.fromkeys(jobs))
+
+
+def backends_of(side: Side, asked: str | None) -> tuple[str, ...]:
+    """The backends of a contender; those asked for alone, if any are named."""
+    if not side.backends:
+        return choose_backends(side.op, asked)
+    ours = [
+        name
+        for name in registry.backends(side.op)
+        if name not in ("reference", "torch") and not registry.is_rival(side.op, name)
+    ]
+    named = [n for name in side.backends for n in (ours if name == "ours" else [name])]
+    wanted = named if asked is None else [part.strip() for part in asked.split(",")]
+    known = registry.backends(side.op)
+    return tuple(dict.fromkeys(name for name in wanted if name in known))
+
+
+def resource_jobs(jobs: Sequence[Job]) -> list[Job]:
+    """The same jobs with an entry for each config of each backend that can be compiled."""
+    device = torch.device("cpu")
+    found = []
+    for job in jobs:
         entries = []
-        for name in names:
+        for entry in job.entries:
+            problem, name = entry.problem, entry.backend
             if registry.unavailable(problem.op, name) is not None:
                 continue
             implementation = registry.get(problem.op, name)
@@ -42,8 +83,8 @@ def resource_jobs(grid: Sequence[Problem], names: Sequence[str]) -> list[Job]:
             configs = implementation.configs(problem, device)
             entries += [Entry(problem, name, config_dict(config)) for config in configs]
         if entries:
-            jobs.append(Job(tuple(entries)))
-    return jobs
+            found.append(Job(tuple(entries)))
+    return found
 
 
 def choose_backends(op: OpName, asked: str | None) -> tuple[str, ...]:

@@ -122,18 +122,17 @@ def headline(row: Row) -> Samples | None:
 
 def dtype_of(problem: dict[str, Any]) -> str:
     """`bf16`, `fp32`, ..., or `tf32`."""
-    if problem["option.matmul"] == "tf32":
+    if problem.get("option.matmul") == "tf32":
         return "tf32"
     return SHORT[problem["dtype"]]
 
 
 def problem_name(problem: dict[str, Any]) -> str:
     """The dims of a problem on one line."""
-    length = "" if problem["op"] == "decode" else f" L={problem['L']}"
-    return (
-        f"{problem['op']} {dtype_of(problem)} B={problem['B']}{length} H={problem['H']} "
-        f"P={problem['P']} N={problem['N']} R={problem['R']}"
-    )
+    shown = [f"{dim}={problem[dim]}" for dim in ("B", "L", "H", "P", "N", "R") if dim in problem]
+    if problem["L"] == 1:  # a decode step of a recurrence
+        shown.remove("L=1")
+    return " ".join((problem["op"], dtype_of(problem), *shown))
 
 
 def results_table(rows: Sequence[Row]) -> RenderableType:
@@ -182,12 +181,12 @@ def _table(lines: Sequence[dict[str, str]], keep: Sequence[str]) -> RenderableTy
 def _problem(row: Row) -> dict[str, str]:
     """What tells one problem from another, each in its column."""
     problem = row.problem
-    dims = {dim: str(problem[dim]) for dim in ("B", "L", "H", "G", "P", "N", "R", "S")}
-    if row.op == "decode":
+    dims = {dim: str(problem.get(dim, "")) for dim in ("B", "L", "H", "G", "P", "N", "R", "S")}
+    options = {name: str(problem.get(key, "")) for name, key in OPTIONS.items()}
+    decodes = row.op.endswith("decode")  # and always goes on from a state
+    if decodes and problem["L"] == 1:
         dims["L"] = ""
-    options = {name: str(problem[key]) for name, key in OPTIONS.items()}
-    carried = row.op == "prefill" and problem["has_state"]  # decode always is
-    options["carried"] = "yes" if carried else ""
+    options["carried"] = "yes" if problem["has_state"] and not decodes else ""
     start = {"op": row.op, "dtype": dtype_of(problem), "h": SHORT[problem["state_dtype"]]}
     return start | dims | options | {"backend": row.backend}
 

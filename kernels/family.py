@@ -18,6 +18,12 @@ from torch import Tensor
 FAMILIES: dict[str, str] = {
     "prefill": "mamba3",
     "decode": "mamba3",
+    "mamba2.prefill": "mamba2",
+    "mamba2.decode": "mamba2",
+    "gdn.prefill": "gated_deltanet",
+    "gdn.decode": "gated_deltanet",
+    "attention.prefill": "attention",
+    "attention.decode": "attention",
 }
 DTYPES = {  # the names of dtypes on an axis
     "bf16": torch.bfloat16,

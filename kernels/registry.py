@@ -37,6 +37,18 @@ MODULES: dict[tuple[OpName, str], str] = {
     ("decode", "triton"): "triton.decode",
     ("decode", "torch"): "torch.decode",
     ("decode", "reference"): "torch.reference",
+    ("mamba2.prefill", "torch"): "torch.mamba2",
+    ("mamba2.prefill", "reference"): "families.mamba2",
+    ("mamba2.decode", "torch"): "torch.mamba2",
+    ("mamba2.decode", "reference"): "families.mamba2",
+    ("gdn.prefill", "torch"): "torch.gated_deltanet",
+    ("gdn.prefill", "reference"): "families.gated_deltanet",
+    ("gdn.decode", "torch"): "torch.gated_deltanet",
+    ("gdn.decode", "reference"): "families.gated_deltanet",
+    ("attention.prefill", "torch"): "torch.attention",
+    ("attention.prefill", "reference"): "families.attention",
+    ("attention.decode", "torch"): "torch.attention",
+    ("attention.decode", "reference"): "families.attention",
 }
 
 
@@ -89,7 +101,7 @@ class Implementation:
 
 _registered: dict[tuple[str, str], Implementation] = {}
 _added: dict[tuple[OpName, str], str] = {}  # (op, backend) -> full module name
-_rivals: set[tuple[OpName, str]] = set()  # other people's kernels: only on request
+_rivals: dict[tuple[OpName, str], str] = {}  # other people's kernels -> how to install them
 
 # Backends whose kernels a CPU can run, slowly, to check them: the variable that must be set to 1
 # before the DSL is imported. Such a run says nothing about time.
@@ -99,15 +111,17 @@ INTERPRETERS = {"triton": "TRITON_INTERPRET"}
 KEPT_ON_DISK = ("triton", "tilelang")
 
 
-def add_module(op: OpName, backend: str, module: str, *, rival: bool = False) -> None:
+def add_module(
+    op: OpName, backend: str, module: str, *, rival: bool = False, install: str = ""
+) -> None:
     """Make a backend outside this package known by the full name of its module, not imported yet.
 
     A module that is imported anyway need not be added: `implements` makes its backend known.
-    rival: other people's kernel, which `auto` never picks.
+    rival: other people's kernel, which `auto` never picks; install: how to get its library.
     """
     _added[op, backend] = module
     if rival:
-        _rivals.add((op, backend))
+        _rivals.setdefault((op, backend), install)
     unavailable.cache_clear()
     plans.forget()
 
@@ -196,7 +210,9 @@ def unavailable(op: OpName, backend: str) -> str | None:
     try:
         importlib.import_module(module)
     except Exception as error:  # a DSL that does not fit its own dependencies raises anything
-        return f"cannot import its DSL: {type(error).__name__}: {error}"
+        what = "library" if is_rival(op, backend) else "DSL"
+        remedy = f"; {install}" if (install := _rivals.get((op, backend))) else ""
+        return f"cannot import its {what}: {type(error).__name__}: {error}{remedy}"
     return None if (op, backend) in _registered else f"{module} does not register it"
 
 

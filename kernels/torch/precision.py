@@ -26,9 +26,14 @@ def operand_rounding(problem: Problem) -> Rounding:
     """How an operand of a matrix product is rounded: to the activations' dtype, or to tf32."""
     if problem.options.matmul == "tf32":
         return lambda v: straight_through(v, to_tf32)
-    if problem.dtype == wide(problem.dtype):
+    return rounding_to(problem.dtype)
+
+
+def rounding_to(dtype: torch.dtype) -> Rounding:
+    """Rounding to a dtype and back; nothing for float32 and float64."""
+    if dtype == wide(dtype):
         return lambda v: v
-    return lambda v: straight_through(v, lambda v: v.to(problem.dtype).to(v.dtype))
+    return lambda v: straight_through(v, lambda v: v.to(dtype).to(v.dtype))
 
 
 def to_tf32(v: Tensor) -> Tensor:

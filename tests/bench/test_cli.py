@@ -5,9 +5,12 @@ import sys
 
 import pytest
 
-from mamba3_bench.bench.cli import NUMBERS, OPTIONAL, PRESETS, WORDS, main, parser, read_axes
-from mamba3_bench.bench.grid import Axes, problems
-from mamba3_bench.kernels.family import DTYPES
+from mamba3_bench.bench import peers
+from mamba3_bench.bench.cli import NUMBERS, OPS, OPTIONAL, WORDS, main, parser, read_sides
+from mamba3_bench.bench.grid import Axes
+from mamba3_bench.bench.presets import ORDER, PRESETS
+from mamba3_bench.bench.session import UsageError, make_jobs
+from mamba3_bench.kernels.family import DTYPES, ops
 from mamba3_bench.kernels.problem import OPTIONAL as KNOWN
 
 COMMANDS = (
@@ -50,6 +53,7 @@ def test_help_imports_nothing_heavy():
         ("check --optional z,y", "--optional: expected words out of z, dt_bias"),
         ("check --op decode --length 4", "--length: expected no length for decode, got '4'"),
         ("check --preset h200", "invalid choice: 'h200'"),
+        ("check --op gdn.decode --rank 4", "--rank: gdn.decode has no such axis"),
         ("check --colour red", "unrecognized arguments: --colour red"),
         ("report nowhere.jsonl", "no such record file: nowhere.jsonl"),
         ("report /dev/null", "no such record file: /dev/null"),
@@ -77,15 +81,22 @@ def test_missing_plugin(line, capsys):
     assert line.split()[-1].split(".")[0] in said
 
 
-def axes(line):
-    return Axes(**read_axes(parser().parse_args(line.split())))
+def jobs(line):
+    """The jobs of a command line."""
+    arguments = parser().parse_args(line.split())
+    return make_jobs(read_sides(arguments), arguments.backend)
+
+
+def asked(line):
+    """The problems of a command line, in order."""
+    return list(
+        dict.fromkeys(e.problem for job in jobs(f"{line} --backend torch") for e in job.entries)
+    )
 
 
 def test_axes_as_typed():
     """Every axis reaches the problems, in the order given."""
-    grid = problems(
-        axes("check --state 64,32 --rank 1,4 --dtype fp32,tf32 --batch 3 --length 7:14:*2")
-    )
+    grid = asked("check --state 64,32 --rank 1,4 --dtype fp32,tf32 --batch 3 --length 7:14:*2")
     assert [(p.dtype, p.options.matmul, p.N, p.R, p.L) for p in grid] == [
         (DTYPES[d], m, N, R, L)
         for d, m in (("fp32", "dtype"), ("tf32", "tf32"))
@@ -97,18 +108,55 @@ def test_axes_as_typed():
     assert {(p.R, p.options.pairing) for p in grid} == {(1, "interleaved"), (4, "half")}
 
 
+@pytest.fixture
+def known_rivals():
+    """The adapters as every command has them."""
+    peers.register()
+
+
 @pytest.mark.parametrize("preset", PRESETS)
-def test_presets_are_grids(preset):
-    """Each makes problems, and what is typed wins over it."""
-    assert len(problems(axes(f"sweep --preset {preset}"))) > 1
-    assert {p.N for p in problems(axes(f"sweep --preset {preset} --state 16"))} == {16}
+def test_presets_are_grids(preset, known_rivals):
+    """Each makes jobs, and what is typed wins over what all contenders share."""
+    assert len(jobs(f"sweep --preset {preset}")) > 1
+    typed = jobs(f"sweep --preset {preset} --dtype fp16")
+    assert {e.problem.dtype for job in typed for e in job.entries} == {DTYPES["fp16"]}
+
+
+def test_families_meet_at_equal_batch_and_state(known_rivals):
+    """In each decode job of the paper's, all states have as many bytes; GDN comes in two shapes."""
+    for job in jobs("sweep --preset paper"):
+        problems = list(dict.fromkeys(entry.problem for entry in job.entries))
+        if problems[0].op == "decode":
+            assert {p.op for p in problems} == {"decode", "mamba2.decode", "gdn.decode"}
+            assert {p.B for p in problems} == {128}
+            assert len({p.H * p.P * p.N * p.state_dtype.itemsize for p in problems}) == 1
+            wide = [(p.P, p.N) for p in problems if p.op == "gdn.decode"]
+            assert wide == [(64, problems[0].N), (128, 128)]
+
+
+def test_half_the_state(known_rivals):
+    """Mamba-2 has twice the state size of the Mamba-3 that it meets."""
+    for job in jobs("sweep --preset state-size"):
+        sizes = {e.problem.op.split(".")[0]: e.problem.N for e in job.entries}
+        mine = sizes.get("decode") or sizes["prefill"]
+        assert sizes["mamba2"] == 2 * mine
+
+
+def test_a_preset_is_narrowed_by_op_and_backend(known_rivals):
+    """An op leaves its contenders, a backend itself; nobody left is an error."""
+    found = jobs("sweep --preset paper --op mamba2.decode --backend mamba_ssm")
+    assert {(e.problem.op, e.backend) for job in found for e in job.entries} == {
+        ("mamba2.decode", "mamba_ssm")
+    }
+    with pytest.raises(UsageError, match="nobody of nobody"):
+        jobs("sweep --preset paper --backend nobody")
 
 
 def test_optional_tensors():
     """By default the typical ones; by name, or none; those of MIMO by themselves."""
-    assert problems(axes("check --optional none"))[0].optional == ()
-    assert problems(axes("check --optional d,z"))[0].optional == ("z", "d")
-    assert "mimo_o" in problems(axes("check --optional none --rank 2"))[0].optional
+    assert asked("check --optional none")[0].optional == ()
+    assert asked("check --optional d,z")[0].optional == ("z", "d")
+    assert "mimo_o" in asked("check --optional none --rank 2")[0].optional
     assert set(OPTIONAL) | {"mimo_x", "mimo_z", "mimo_o"} == set(KNOWN)
 
 
@@ -116,4 +164,6 @@ def test_the_command_line_offers_what_the_grid_takes():
     """They are written twice, because help must not import torch."""
     names = {name.replace("-", "_") for name in (*NUMBERS, *WORDS)}
     assert names | {"op", "optional"} == set(Axes.__dataclass_fields__)
+    assert names == set(ORDER)
     assert WORDS["dtype"][1] == tuple(DTYPES)
+    assert list(OPS) == ops()

@@ -32,10 +32,10 @@ def forget_adapters():
     """Nothing of the adapters is imported or registered any more."""
     for name in [name for name in sys.modules if name.startswith(f"{peers.__name__}.")]:
         del sys.modules[name]
-    for known in peers.MODULES:
+    for known in peers.PEERS:
         registry._registered.pop(known, None)
         registry._added.pop(known, None)
-        registry._rivals.discard(known)
+        registry._rivals.pop(known, None)
     registry.unavailable.cache_clear()
 
 
