@@ -3,6 +3,7 @@
 Each checks shapes and layouts as the real one does, and returns what it returns, in its dtypes.
 """
 
+import itertools
 import math
 import sys
 from types import ModuleType
@@ -10,7 +11,7 @@ from types import ModuleType
 import torch
 from torch.nn.functional import silu
 
-from mamba3_bench.reference import mamba3
+from mamba3_bench.reference import gated_deltanet, mamba2, mamba3
 
 
 def rmsnorm_fn(x, weight, bias, eps):
@@ -107,12 +108,115 @@ def mamba3_step_fn(
     out.copy_(y.sum(1))
 
 
+def mamba_chunk_scan_combined(
+    x, dt, A, B, C, chunk_size, D=None, z=None, dt_bias=None, initial_states=None,
+    dt_softplus=False, return_final_states=False,
+):  # fmt: skip
+    """Mamba-2 over whole sequences."""
+    assert dt_softplus
+    assert return_final_states
+    assert dt.shape == x.shape[:3]
+    y, h = mamba2.prefill(x, B, C, dt, A, z, dt_bias=dt_bias, d=D, h=initial_states)
+    return y.to(x.dtype), h.float()
+
+
+def selective_state_update(state, x, dt, A, B, C, D=None, z=None, dt_bias=None, dt_softplus=False):
+    """Mamba-2's step, in place; scalars of a head must be expanded, or it would be slow."""
+    assert dt_softplus
+    assert dt.shape == x.shape
+    assert A.shape == state.shape[1:]
+    assert D.shape == dt_bias.shape == x.shape[1:]
+    assert (dt.stride(-1), A.stride(-1), A.stride(-2), dt_bias.stride(-1)) == (0, 0, 0, 0)
+    y, h = mamba2.prefill(
+        x[:, None], B[:, None], C[:, None], dt[:, None, :, 0], A[:, 0, 0], z[:, None],
+        dt_bias=dt_bias[:, 0], d=D[:, 0], h=state,
+    )  # fmt: skip
+    state.copy_(h)
+    return y[:, 0].to(x.dtype)
+
+
+def gated_delta_rule(
+    q, k, v, g, beta, scale=None, initial_state=None, output_final_state=False,
+    use_qk_l2norm_in_kernel=False, use_gate_in_kernel=False, use_beta_sigmoid_in_kernel=False,
+    A_log=None, dt_bias=None,
+):  # fmt: skip
+    """Gated DeltaNet by flash-linear-attention; its state is (K, V)."""
+    assert output_final_state
+    assert use_qk_l2norm_in_kernel
+    assert use_gate_in_kernel
+    assert use_beta_sigmoid_in_kernel
+    h = None
+    if initial_state is not None:
+        assert initial_state.shape == (*v.shape[:1], v.shape[2], k.shape[3], v.shape[3])
+        h = initial_state.mT
+    y, h = gated_deltanet.prefill(q, k, v, g, beta, decay=-A_log.exp(), dt_bias=dt_bias, h=h)
+    return y.to(v.dtype), h.mT.float()
+
+
+def chunk_gated_delta_rule(**arguments):
+    """Whole sequences."""
+    return gated_delta_rule(**arguments)
+
+
+def fused_recurrent_gated_delta_rule(**arguments):
+    """One token here."""
+    assert arguments["q"].shape[1] == 1
+    return gated_delta_rule(**arguments)
+
+
+def flashinfer_chunk(q, k, v, g, beta, scale, initial_state, output_final_state, cu_seqlens):
+    """Gated DeltaNet by FlashInfer: packed, activated, its state (V, K)."""
+    assert output_final_state
+    assert g.dtype == beta.dtype == torch.float32
+    ends = cu_seqlens.tolist()
+    outs, finals = [], []
+    for row, (start, stop) in enumerate(itertools.pairwise(ends)):
+        h = torch.zeros(v.shape[1], v.shape[2], k.shape[2]) if initial_state is None else None
+        h = (initial_state[row] if h is None else h).double()
+        per_group = v.shape[1] // k.shape[1]
+        for t in range(start, stop):
+            key, query = (x[t].double().repeat_interleave(per_group, 0) for x in (k, q))
+            h = g[t].double()[:, None, None] * h
+            missing = v[t].double() - torch.einsum("hpn,hn->hp", h, key)
+            h = h + torch.einsum("h,hp,hn->hpn", beta[t].double(), missing, key)
+            outs.append(torch.einsum("hpn,hn->hp", h, query * scale))
+        finals.append(h)
+    return torch.stack(outs).to(v.dtype), torch.stack(finals).float()
+
+
+def gated_delta_rule_decode_pretranspose(
+    q, k, v, state, A_log, a, dt_bias, b, scale=None, use_qk_l2norm=True
+):
+    """One step, the state (V, K) in place."""
+    assert use_qk_l2norm
+    y, h = gated_deltanet.prefill(q, k, v, a, b, decay=-A_log.exp(), dt_bias=dt_bias, h=state)
+    state.copy_(h)
+    return y.to(v.dtype), state
+
+
 FUNCTIONS = {
-    "mamba_ssm.ops.triton.layernorm_gated": [rmsnorm_fn],
-    "mamba_ssm.ops.triton.mamba3.mamba3_siso_combined": [mamba3_siso_combined],
-    "mamba_ssm.ops.triton.mamba3.mamba3_mimo_rotary_step": [apply_rotary_qk_inference_fwd],
-    "mamba_ssm.ops.tilelang.mamba3.mamba3_mimo": [mamba3_mimo],
-    "mamba_ssm.ops.cute.mamba3.mamba3_step_fn": [mamba3_step_fn],
+    "mamba_ssm.ops.triton.layernorm_gated": {"rmsnorm_fn": rmsnorm_fn},
+    "mamba_ssm.ops.triton.mamba3.mamba3_siso_combined": {
+        "mamba3_siso_combined": mamba3_siso_combined
+    },
+    "mamba_ssm.ops.triton.mamba3.mamba3_mimo_rotary_step": {
+        "apply_rotary_qk_inference_fwd": apply_rotary_qk_inference_fwd
+    },
+    "mamba_ssm.ops.tilelang.mamba3.mamba3_mimo": {"mamba3_mimo": mamba3_mimo},
+    "mamba_ssm.ops.cute.mamba3.mamba3_step_fn": {"mamba3_step_fn": mamba3_step_fn},
+    "mamba_ssm.ops.triton.ssd_combined": {"mamba_chunk_scan_combined": mamba_chunk_scan_combined},
+    "mamba_ssm.ops.triton.selective_state_update": {
+        "selective_state_update": selective_state_update
+    },
+    "fla.ops.gated_delta_rule": {
+        "chunk_gated_delta_rule": chunk_gated_delta_rule,
+        "fused_recurrent_gated_delta_rule": fused_recurrent_gated_delta_rule,
+    },
+    "flashinfer.mamba": {"selective_state_update": selective_state_update},
+    "flashinfer.gdn_prefill": {"chunk_gated_delta_rule": flashinfer_chunk},
+    "flashinfer.gdn_decode": {
+        "gated_delta_rule_decode_pretranspose": gated_delta_rule_decode_pretranspose
+    },
 }
 
 
@@ -124,8 +228,7 @@ def modules():
         for length in range(1, len(parts) + 1):
             path = ".".join(parts[:length])
             found.setdefault(path, ModuleType(path)).__path__ = []
-        for function in functions:
-            setattr(found[name], function.__name__, function)
+        vars(found[name]).update(functions)
     return found
 
 
