@@ -1,5 +1,7 @@
 """What parent and worker say to each other: plain data, picklable, no tensors."""
 
+import hashlib
+import json
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -25,6 +27,12 @@ class Job:
     """Those who are timed interleaved, so that their ratios are fair; often of one problem."""
 
     entries: tuple[Entry, ...]
+
+    @property
+    def match(self) -> str:
+        """A name for its entries together, the same in each repeat."""
+        parts = [(one.problem.as_dict(), one.backend, one.config) for one in self.entries]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
 
     @property
     def repeat(self) -> int:

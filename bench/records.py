@@ -87,6 +87,8 @@ class Row:
     resources: list[dict[str, Any]] = field(
         default_factory=list
     )  # registers, spills, shared memory
+    rival: bool = False  # other people's kernel
+    match: str = ""  # of a job: those of its rows that have times were timed interleaved
     repeat: int = 0  # rows that differ in this alone are one thing, measured in several processes
 
     def __post_init__(self) -> None:

@@ -235,7 +235,7 @@ class Runner:
             (guilty,) = left
         if guilty is not None and guilty in left:
             entry = left.pop(guilty)
-            row = blank_row(entry, self.settings, seat.environment or {})
+            row = blank_row(entry, self.settings, seat.environment or {}, job.match)
             what = f"{reason}; during: {seat.stage.what}"
             self.ledger.keep(replace(row, status=status, reason=what))
             rest = [tuple(left.values())] if left else []

@@ -110,12 +110,14 @@ class Worker:
         plugins.load(self.settings.plugins)
         self.environment = environment(self.device, interpreted=self.settings.interpret)
         self.environment |= {"command": self.settings.command, "ceilings": start.ceilings}
+        self._match = ""  # of the job at work
         self._hard_gates: dict[HardCase, Gate] = {}
         self._hard_verdicts: dict[tuple[str, HardCase], str | None] = {}
 
     def work(self, job: Job) -> bool:
         """Send one row per entry; returns whether this process can be trusted with another job."""
         left = dict(enumerate(job.entries))
+        self._match = job.match
         try:
             self._work(left)
         except Exception as error:  # nobody's in particular: every entry left gets it
@@ -178,7 +180,7 @@ class Worker:
             raise NotRun("skipped", "it compiles nothing")
         begin = time.perf_counter()
         found = [asdict(kernel) for kernel in compiled(solver.problem, solver.config)]
-        row = blank_row(left.pop(solver.index), self.settings, self.environment)
+        row = blank_row(left.pop(solver.index), self.settings, self.environment, self._match)
         row = replace(
             row,
             status="skipped",
@@ -345,7 +347,7 @@ class Worker:
 
     def _fail(self, left: dict[int, Entry], index: int, error: Exception) -> None:
         status, reason = explain(error)
-        row = blank_row(left.pop(index), self.settings, self.environment)
+        row = blank_row(left.pop(index), self.settings, self.environment, self._match)
         errors = error.errors if isinstance(error, NotRun) else {}
         self.parent.send(Done(index, replace(row, status=status, reason=reason, errors=errors)))
         if self.device.type == "cuda" and self._healthy():
@@ -359,7 +361,7 @@ class Worker:
         reason: str = "",
     ) -> None:
         index = one.solver.index
-        row = blank_row(left.pop(index), self.settings, self.environment)
+        row = blank_row(left.pop(index), self.settings, self.environment, self._match)
         resources = self._figures(one.solver) if times is not None else []
         row = replace(
             row,
@@ -401,7 +403,7 @@ def explain(error: Exception) -> tuple[Status, str]:
     return "run-failed", reason
 
 
-def blank_row(entry: Entry, settings: Settings, environment: dict[str, Any]) -> Row:
+def blank_row(entry: Entry, settings: Settings, environment: dict[str, Any], match: str) -> Row:
     """A row with everything that is known before the run."""
     problem = entry.problem
     return Row(
@@ -416,5 +418,7 @@ def blank_row(entry: Entry, settings: Settings, environment: dict[str, Any]) -> 
         bytes=problem.bytes,
         flops=problem.flops,
         environment=environment,
+        rival=registry.is_rival(problem.op, entry.backend),
+        match=match,
         repeat=entry.repeat,
     )

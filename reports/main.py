@@ -7,6 +7,7 @@ import pandas as pd
 from rich.console import Console
 
 from ..bench.records import Row, read
+from . import contest
 from .accuracy import accuracy
 from .averages import averages
 from .frame import frame
@@ -31,6 +32,7 @@ from .tables import (
     notes,
 )
 from .terminal import show as show_frame
+from .versus import contests
 
 
 class NoRecordsError(ValueError):
@@ -59,6 +61,7 @@ def write(record_paths: list[Path], out: Path) -> list[Path]:
 
     ink = inks(table["backend"])
     drawings = [
+        *contest.drawings(contests(rows)),
         *latency(table, ink),
         *rank(table, ink),
         *roofline(rows, table, ink),
@@ -76,6 +79,7 @@ def tables(rows: list[Row], table: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """Every table of the page by the stem of its files; empty ones are left out."""
     found = {
         "table": table,
+        "versus": contest.table(contests(rows)),
         "averages": pd.DataFrame([asdict(average) for average in averages(table)]),
         "notes": pd.DataFrame([asdict(note) for note in notes(table)]),
         "outside": pd.DataFrame(outside(table), columns=list(OUTSIDE_COLUMNS)),
@@ -103,6 +107,9 @@ def _markdown(rows: list[Row], table: pd.DataFrame) -> str:
         parts.append(f"**{machine.device}**, {machine.rows} rows\n")
         parts.append("".join(f"- {name}: {text}\n" for name, text in machine.facts))
     lines = [average_cells(average) for average in averages(table)]
+    for one in contests(rows):
+        parts.append(f"{contest.title(one)}\n")
+        parts.append(markdown(contest.columns(one), [contest.cells(line) for line in one.lines]))
     parts.append("Geometric means over the shapes that all rivals completed:\n")
     parts.append(markdown(AVERAGE_COLUMNS, lines))
     parts.append(markdown(COLUMNS, [cells(line) for _, line in table.iterrows()]))

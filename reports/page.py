@@ -10,6 +10,7 @@ from jinja2 import Environment, PackageLoader
 
 from ..bench.budget import SelfTest
 from ..bench.records import Row
+from . import contest
 from .averages import averages
 from .filters import about, choices, text
 from .ink import Drawing
@@ -27,6 +28,7 @@ from .tables import (
     counts,
     notes,
 )
+from .versus import contests
 
 MIME = {".png": "image/png", ".svg": "image/svg+xml"}
 
@@ -63,6 +65,11 @@ def page(
         only_cpu=not (table["timer"] == "cuda").any(),
         timed=int((table["cold_us"].notna() | table["warm_us"].notna()).sum()),
         dirty=bool(table["dirty"].fillna(False).any()),
+        explained=contest.EXPLAINED,
+        contests=[
+            (contest.title(one), contest.columns(one), [contest.cells(line) for line in one.lines])
+            for one in contests(rows)
+        ],
         average_columns=AVERAGE_COLUMNS,
         averages=[average_cells(average) for average in averages(table)],
         figures=[
