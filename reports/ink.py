@@ -129,9 +129,12 @@ def _plain(value: float, _: int) -> str:
 
 
 def legend(figure: Figure, entries: list[Line2D]) -> None:
-    """One legend for all panels, below them."""
+    """One legend for all panels, below them, in as many columns as fit."""
+    longest = max((len(str(entry.get_label())) for entry in entries), default=1)
+    fitting = int(figure.get_figwidth() / (0.6 + 0.075 * longest))  # inches: a line, a letter
+    columns = max(1, min(len(entries), 4, fitting))
     with style():
-        figure.legend(handles=entries, loc="outside lower center", ncols=min(len(entries), 4))
+        figure.legend(handles=entries, loc="outside lower center", ncols=columns)
 
 
 def save(drawing: Drawing, folder: Path) -> tuple[Path, Path]:

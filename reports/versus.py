@@ -21,6 +21,7 @@ from .limits import error_ratio
 
 RESAMPLES = 1000
 CONFIDENCE = 0.95
+YARDSTICK = "torch"
 Floats = npt.NDArray[np.float64]
 
 
@@ -93,9 +94,12 @@ def _contest(name: str, rows: Sequence[Row]) -> Contest | None:
     order = sorted(medians, key=lambda key: medians[key])
     ours: dict[str, str] = {}  # problem -> the fastest of ours
     rivals: dict[str, str] = {}  # the same of theirs
+    yardsticks: dict[str, str] = {}  # plain PyTorch measures others where there is nothing else
     for key in order:
         first = contenders[key][0]
-        (rivals if first.rival else ours).setdefault(repr(first.problem), key)
+        kinds = rivals if first.rival else yardsticks if first.backend == YARDSTICK else ours
+        kinds.setdefault(repr(first.problem), key)
+    ours = ours or yardsticks
     if len(order) < 2 or not ours:
         return None
     measures = sorted(ours.values(), key=lambda key: _size(contenders[key][0].problem))
