@@ -88,10 +88,15 @@ def resource_jobs(jobs: Sequence[Job]) -> list[Job]:
 
 
 def choose_backends(op: OpName, asked: str | None) -> tuple[str, ...]:
-    """The backends named, or all of ours that load here but the reference; raises UsageError."""
+    """The backends named, or all of ours that load here but the reference; raises UsageError.
+
+    An op that we have no kernel for is asked for because of the others: all that load.
+    """
     known = registry.backends(op)
     if asked is None:
         ours = [name for name in known if name != "reference" and not registry.is_rival(op, name)]
+        if ours == ["torch"]:
+            ours = [name for name in known if name != "reference"]
         return tuple(name for name in ours if registry.unavailable(op, name) is None)
     names = tuple(dict.fromkeys(part.strip() for part in asked.split(",")))
     for name in names:

@@ -90,7 +90,8 @@ def tables(rows: list[Row], table: pd.DataFrame) -> dict[str, pd.DataFrame]:
 
 def show(record_paths: list[Path], console: Console | None = None) -> None:
     """Print the report of some record files on a terminal; raises as `write` does."""
-    show_frame(_load(record_paths)[1], console or Console())
+    rows, table = _load(record_paths)
+    show_frame(table, console or Console(), contests(rows))
 
 
 def _load(record_paths: list[Path]) -> tuple[list[Row], pd.DataFrame]:

@@ -1,11 +1,15 @@
 """The report on a terminal: counts, averages, and the first rows."""
 
+from collections.abc import Sequence
+
 import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
+from . import contest
 from .averages import averages
 from .tables import AVERAGE_COLUMNS, COLUMNS, average_cells, cells, counts, notes
+from .versus import Contest
 
 SHOWN = (
     *("status", "op", "backend", "shape", "dtype"),
@@ -15,13 +19,15 @@ COLOURS = {"ok": "green", "inaccurate": "yellow", "skipped": "dim"}  # all other
 MOST_ROWS = 60
 
 
-def show(table: pd.DataFrame, console: Console) -> None:
-    """Print a frame: a table of rows, averages over common shapes, and why rows have no time."""
+def show(table: pd.DataFrame, console: Console, contests: Sequence[Contest] = ()) -> None:
+    """Print a frame: rows, contests, averages over common shapes, and why rows have no time."""
     if (table["timer"] == "cpu").any():
         console.print("[bold]CPU times are CPU times:[/] they say nothing about a GPU.")
     console.print(_rows(table))
     if len(table) > MOST_ROWS:
         console.print(f"and {len(table) - MOST_ROWS} more rows: see table.csv")
+    for one in contests:
+        console.print(_contest(one))
     lines = [average_cells(average) for average in averages(table) if average.mean_us]
     if lines:
         console.print(_grid("geometric means over the shapes all rivals completed", lines))
@@ -47,6 +53,19 @@ def _grid(title: str, lines: list[list[str]]) -> Table:
     grid = Table(*AVERAGE_COLUMNS, box=None, title=title, title_justify="left")
     for line in lines:
         grid.add_row(*map(_plain, line))
+    return grid
+
+
+def _contest(one: Contest) -> Table:
+    """Who has a time, with the ratios; reasons follow with those of all rows."""
+    names = contest.columns(one)
+    places = [i for i, name in enumerate(names) if name not in ("shape", "reason")]
+    grid = Table(*(names[i] for i in places), box=None, title=contest.title(one))
+    grid.title_justify = "left"
+    for line in one.lines:
+        if line.us is not None:
+            texts = contest.cells(line)
+            grid.add_row(*(_plain(texts[i]) for i in places))
     return grid
 
 
