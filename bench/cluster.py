@@ -158,7 +158,7 @@ class Cluster:
                 queue.append(job)
                 return False
             for entry in job.entries:
-                row = blank_row(entry, self.settings, self.environment)
+                row = blank_row(entry, self.settings, self.environment, job.match)
                 self.ledger.keep(replace(row, reason=f"its machine was lost: {reason}"))
             return False
         return True
