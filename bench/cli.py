@@ -208,7 +208,9 @@ def _grid_options(command: argparse.ArgumentParser) -> None:
         help=f"a named grid; axes given win over those that it shares. {named}",
     )
     grid.add_argument(
-        "--op", choices=OPS, metavar="OP", help=f"prefill if absent; one of {', '.join(OPS)}"
+        "--op",
+        metavar="NAME,..",
+        help=f"prefill if absent; several are timed side by side: {', '.join(OPS)}",
     )
     for name, text in NUMBERS.items():
         grid.add_argument(f"--{name}", metavar="N,..", help=text)
@@ -264,19 +266,20 @@ def read_sides(arguments: argparse.Namespace) -> list[list[Side]]:
         given = getattr(arguments, name.replace("-", "_"))
         if given is not None:
             typed[name.replace("-", "_")] = given
-    matches: tuple[Match, ...] = (Match({}, (Contender(arguments.op or "prefill"),)),)
+    ops = words("op", arguments.op, OPS) if arguments.op else ()
+    matches: tuple[Match, ...] = (Match({}, tuple(Contender(op) for op in ops or ("prefill",))),)
     if arguments.preset:
         matches = PRESETS[arguments.preset].matches
-        if arguments.op:
-            matches = tuple(only(arguments.op, match) for match in matches)
-    elif arguments.op in TOKENLESS and "length" in typed:
+        if ops:
+            matches = tuple(only(ops, match) for match in matches)
+    elif ops and set(ops) <= set(TOKENLESS) and "length" in typed:
         raise AxisError("length", f"no length for {arguments.op}", typed["length"], "leave it out")
     return [found for match in matches for found in sides(match, typed, read_axis)]
 
 
-def only(op: str, match: Match) -> Match:
-    """A match with the contenders of one op."""
-    return Match(match.axes, tuple(one for one in match.contenders if one.op == op))
+def only(ops: Sequence[str], match: Match) -> Match:
+    """A match with the contenders of some ops."""
+    return Match(match.axes, tuple(one for one in match.contenders if one.op in ops))
 
 
 def read_axis(name: str, text: str) -> tuple[Any, ...]:

@@ -42,7 +42,7 @@ def make_jobs(points: Sequence[Sequence[Side]], asked: str | None) -> list[Job]:
             if len(sides) == 1 and unknown:
                 typed = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(unknown))
                 raise UsageError(f"{typed}: {side.op} has no such axis; leave it out")
-            names = backends_of(side, asked)
+            names = backends_of(side, asked, alone=len(sides) == 1)
             grid = problems(Axes(op=side.op, **side.axes))
             entries += [Entry(problem, name) for problem in grid for name in names]
         if entries:
@@ -52,19 +52,21 @@ def make_jobs(points: Sequence[Sequence[Side]], asked: str | None) -> list[Job]:
     return list(dict.fromkeys(jobs))
 
 
-def backends_of(side: Side, asked: str | None) -> tuple[str, ...]:
-    """The backends of a contender; those asked for alone, if any are named."""
-    if not side.backends:
+def backends_of(side: Side, asked: str | None, *, alone: bool) -> tuple[str, ...]:
+    """The backends of a contender; of those asked for, if any are named, the ones that it has."""
+    if not side.backends and (alone or asked is None):
         return choose_backends(side.op, asked)
+    known = registry.backends(side.op)
+    if asked is not None:
+        names = [part.strip() for part in asked.split(",")]
+        return tuple(dict.fromkeys(name for name in names if name in known))
     ours = [
         name
-        for name in registry.backends(side.op)
+        for name in known
         if name not in ("reference", "torch") and not registry.is_rival(side.op, name)
     ]
     named = [n for name in side.backends for n in (ours if name == "ours" else [name])]
-    wanted = named if asked is None else [part.strip() for part in asked.split(",")]
-    known = registry.backends(side.op)
-    return tuple(dict.fromkeys(name for name in wanted if name in known))
+    return tuple(dict.fromkeys(named))
 
 
 def resource_jobs(jobs: Sequence[Job]) -> list[Job]:

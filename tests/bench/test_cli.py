@@ -53,6 +53,7 @@ def test_help_imports_nothing_heavy():
         ("check --optional z,y", "--optional: expected words out of z, dt_bias"),
         ("check --op decode --length 4", "--length: expected no length for decode, got '4'"),
         ("check --preset h200", "invalid choice: 'h200'"),
+        ("check --op decode,prefil", "--op: expected words out of prefill, decode, mamba2.prefill"),
         ("check --op gdn.decode --rank 4", "--rank: gdn.decode has no such axis"),
         ("check --colour red", "unrecognized arguments: --colour red"),
         ("report nowhere.jsonl", "no such record file: nowhere.jsonl"),
@@ -150,6 +151,16 @@ def test_a_preset_is_narrowed_by_op_and_backend(known_rivals):
     }
     with pytest.raises(UsageError, match="nobody of nobody"):
         jobs("sweep --preset paper --backend nobody")
+
+
+def test_several_ops_meet_on_one_grid(known_rivals):
+    """One job per point, each op with those of the named backends that it has."""
+    found = jobs("sweep --op decode,gdn.decode --batch 1,8 --backend torch,cute,fla")
+    assert [[(e.problem.op, e.backend, e.problem.B) for e in job.entries] for job in found] == [
+        [("decode", "torch", B), ("decode", "cute", B), ("gdn.decode", "torch", B),
+         ("gdn.decode", "fla", B)]
+        for B in (1, 8)
+    ]  # fmt: skip
 
 
 def test_optional_tensors():
