@@ -1,0 +1,127 @@
+"""What both passes over a chunk share, in TileLang: angles, rotated tiles, weighted inputs."""
+
+import tilelang.language as T
+
+from .functions import RADIANS, turns_of
+from .order import column_of, dim_of
+
+EIGHT = tuple(range(8))
+
+
+@T.macro
+def load_bias(facts, source, target, part, i_h):
+    """A head's bias of b or c into target[part], ranks by dims by position."""
+    group = facts.N // 8
+    tid = T.get_thread_binding(0)
+    for step in T.serial(T.ceildiv(facts.R * group, facts.threads)):
+        i = step * facts.threads + tid
+        if i < facts.R * group:
+            for e in EIGHT:
+                target[part, i // group, i % group * 8 + e] = source[
+                    i_h, i // group, dim_of(i % group * 8 + e, facts.N, facts.S, facts.half)
+                ]
+
+
+@T.macro
+def advance(facts, gate_shared, stage, rate_shared, turns, angle_shared):
+    """Angles of a chunk's tokens: angle_shared (C, S, 2) gets cosines and sines.
+
+    gate_shared (2, 4, C), rate_shared (C, S). turns (1), a register: the angle before the chunk,
+    then after it; threads i * spread to (i + 1) * spread - 1 keep that of pair i.
+    """
+    spread = min(facts.threads // facts.S, facts.C, 32)  # threads of a pair
+    length = facts.C // spread  # tokens of a thread
+    run = T.alloc_local((length,), "int32")
+    before = T.alloc_local((1,), "int32")
+    other = T.alloc_local((1,), "int32")
+    tid = T.get_thread_binding(0)
+    i_s, i_t = tid // spread, tid % spread * length
+    if tid < facts.S * spread:
+        before[0] = 0
+        for j in T.unroll(length):
+            before[0] += turns_of(
+                gate_shared[stage, 0, i_t + j] * rate_shared[i_t + j, i_s]
+            )
+            run[j] = before[0]
+        for e in tuple(range(spread.bit_length() - 1)):
+            other[0] = T.shfl_up(before[0], 1 << e, spread)
+            before[0] = T.if_then_else(tid % spread >= 1 << e, before[0] + other[0], before[0])
+        other[0] = T.shfl_sync(before[0], spread - 1, spread)
+        before[0] += turns[0] - run[length - 1]
+        turns[0] += other[0]
+        for j in T.unroll(length):
+            angle = T.cast(before[0] + run[j], "float32") * RADIANS
+            angle_shared[i_t + j, i_s, 0] = T.cos(angle)
+            angle_shared[i_t + j, i_s, 1] = T.sin(angle)
+
+
+@T.macro
+def turn(facts, raw_shared, row, i_8, bias_local, part, has_bias, cos_sin, target_shared):
+    """16 bytes of k or q: bias and rotation; a row (token, rank) becomes a column."""
+    R, pairs = facts.R, 8 * facts.S // facts.N
+    raw_local = T.alloc_local((8,), facts.dtype)
+    wide_local = T.alloc_local((8,), "float32")
+    out_local = T.alloc_local((8,), facts.dtype)
+    for e in T.vectorized(8):
+        raw_local[e] = raw_shared[row, i_8 * 8 + e]
+    for e in T.vectorized(8):
+        wide_local[e] = raw_local[e]
+    if has_bias:
+        for e in EIGHT:
+            wide_local[e] += bias_local[part, e]
+    for i in tuple(range(pairs)):
+        u = wide_local[2 * i] * cos_sin[2 * i] - wide_local[2 * i + 1] * cos_sin[2 * i + 1]
+        v = wide_local[2 * i] * cos_sin[2 * i + 1] + wide_local[2 * i + 1] * cos_sin[2 * i]
+        wide_local[2 * i] = u
+        wide_local[2 * i + 1] = v
+    for e in T.vectorized(8):
+        out_local[e] = wide_local[e]
+    for e in T.vectorized(8):
+        target_shared[column_of(row // R, row % R, R), i_8 * 8 + e] = out_local[e]
+
+
+@T.macro
+def turn_tiles(facts, tiles, bias_shared, biased, angle_shared):
+    """Bias and rotation of k, or of k and q: tiles are pairs (raw, target) in shared memory."""
+    R, group, pairs = facts.R, facts.N // 8, 8 * facts.S // facts.N
+    rows = facts.threads // group  # of one step
+    cos_sin = T.alloc_local((2 * pairs,), "float32")
+    bias_local = T.alloc_local((len(tiles), 8), "float32")
+    tid = T.get_thread_binding(0)
+    i_8 = tid % group
+    for part in tuple(range(len(tiles))):
+        if biased[part]:
+            for e in T.vectorized(8):
+                bias_local[part, e] = bias_shared[part, tid // group % R, i_8 * 8 + e]
+    for step in T.unroll(facts.C * R // rows):
+        row = step * rows + tid // group
+        for e in T.vectorized(2 * pairs):
+            cos_sin[e] = angle_shared[row // R, i_8 * pairs + e // 2, e % 2]
+        for part in tuple(range(len(tiles))):
+            if biased[part] and rows % R != 0:
+                for e in T.vectorized(8):
+                    bias_local[part, e] = bias_shared[part, row % R, i_8 * 8 + e]
+            turn(
+                facts, tiles[part][0], row, i_8, bias_local, part, biased[part], cos_sin,
+                tiles[part][1],
+            )  # fmt: skip
+
+
+@T.macro
+def fetch(
+    facts, bc, rate, gates, x, z, k_shared, q_shared, rate_shared, gate_shared, x_shared, z_shared,
+    full, slot, start, i_h, H, G, RATES, stage, has_q, has_z,
+):  # fmt: skip
+    """Ask for a chunk's slot and inputs by TMA; `full` completes when all have come."""
+    C, P, N = facts.C, facts.P, facts.N
+    i_g, i_r = T.truncdiv(i_h, T.truncdiv(H, G)), T.truncmod(i_h, RATES)
+    T.tma_copy(gates[slot, i_h, 0:4, 0:C], gate_shared[stage, 0:4, 0:C], barrier=full)
+    T.tma_copy(rate[slot, i_r, 0:C, 0 : facts.S], rate_shared, barrier=full)
+    T.tma_copy(bc[0, slot, i_g, 0 : C * facts.R, 0:N], k_shared, barrier=full)
+    if has_q:
+        T.tma_copy(bc[1, slot, i_g, 0 : C * facts.R, 0:N], q_shared, barrier=full)
+    at = i_h * P
+    T.tma_copy(x[start : start + C, at : at + P], x_shared[stage, 0:C, 0:P], barrier=full)
+    if has_z:
+        T.tma_copy(z[start : start + C, at : at + P], z_shared[stage, 0:C, 0:P], barrier=full)
+    T.barrier_arrive(full)
