@@ -9,7 +9,7 @@ import tilelang.language as T
 
 from .facts import Facts
 from .functions import LOG2_E, sequence, sigmoid, softplus
-from .order import dim_of
+from .order import column_of, dim_of
 
 THREADS = 128
 HEADS = 32  # of one block that computes gates
@@ -47,13 +47,13 @@ def normalise(facts, source, weight, target, weighted, part, slot, i_g, G, start
         for e in T.vectorized(8):
             out_local[e] = raw_local[e]
         for e in T.vectorized(8):
-            target[part, slot, i_g, row, i_8 * 8 + e] = out_local[e]
+            target[part, slot, i_g, column_of(row // R, row % R, R), i_8 * 8 + e] = out_local[e]
 
 
-def activate_kernel(facts: Facts, blocks: int):
+def activate_kernel(facts: Facts):
     """One block per (chunk of a sequence, part): a group of b or c, a rate, or HEADS heads.
 
-    bc (2, slots, G, C R, N): normalised b and c, rows (token, rank), dims by position.
+    bc (2, slots, G, C R, N): normalised b and c, rows by column, dims by position.
     rate (slots, RATES, C, S): tanh(theta) / 2, the turns per unit of step size.
     gates (slots, H, 4, C): D, gamma = lam D, the column weight w, and log2 of the decay since the
     chunk's start.

@@ -2,6 +2,7 @@
 
 import tilelang.language as T
 
+from .facts import COLUMNS
 from .functions import RADIANS, turns_of
 from .order import column_of, dim_of
 
@@ -26,7 +27,7 @@ def load_bias(facts, source, target, part, i_h):
 def advance(facts, gate_shared, stage, rate_shared, turns, angle_shared):
     """Angles of a chunk's tokens: angle_shared (C, S, 2) gets cosines and sines.
 
-    gate_shared (2, 4, C), rate_shared (C, S). turns (1), a register: the angle before the chunk,
+    gate_shared (stages, 4, C), rate_shared (stages, C, S). turns (1), a register: the angle before the chunk,
     then after it; threads i * spread to (i + 1) * spread - 1 keep that of pair i.
     """
     spread = min(facts.threads // facts.S, facts.C, 32)  # threads of a pair
@@ -40,7 +41,7 @@ def advance(facts, gate_shared, stage, rate_shared, turns, angle_shared):
         before[0] = 0
         for j in T.unroll(length):
             before[0] += turns_of(
-                gate_shared[stage, 0, i_t + j] * rate_shared[i_t + j, i_s]
+                gate_shared[stage, 0, i_t + j] * rate_shared[stage, i_t + j, i_s]
             )
             run[j] = before[0]
         for e in tuple(range(spread.bit_length() - 1)):
@@ -56,16 +57,27 @@ def advance(facts, gate_shared, stage, rate_shared, turns, angle_shared):
 
 
 @T.macro
-def turn(facts, raw_shared, row, i_8, bias_local, part, has_bias, cos_sin, target_shared):
-    """16 bytes of k or q: bias and rotation; a row (token, rank) becomes a column."""
-    R, pairs = facts.R, 8 * facts.S // facts.N
+def widen(facts, raw_local, wide_local):
+    """Eight 16-bit numbers to float32: for bfloat16 one shift or one mask each, not two."""
+    if facts.dtype == "bfloat16":
+        words = T.view(raw_local, (4,), "uint32")
+        for i in tuple(range(4)):
+            wide_local[2 * i] = T.reinterpret(T.shift_left(words[i], T.uint32(16)), "float32")
+            wide_local[2 * i + 1] = T.reinterpret(words[i] & T.uint32(0xFFFF0000), "float32")
+    else:
+        for e in T.vectorized(8):
+            wide_local[e] = raw_local[e]
+
+
+@T.macro
+def turn(facts, tile_shared, stage, column, i_8, bias_local, part, has_bias, cos_sin):
+    """16 bytes of a column of k or q: bias and rotation, in place."""
+    pairs = 8 * facts.S // facts.N
     raw_local = T.alloc_local((8,), facts.dtype)
     wide_local = T.alloc_local((8,), "float32")
-    out_local = T.alloc_local((8,), facts.dtype)
     for e in T.vectorized(8):
-        raw_local[e] = raw_shared[row, i_8 * 8 + e]
-    for e in T.vectorized(8):
-        wide_local[e] = raw_local[e]
+        raw_local[e] = tile_shared[stage, column, i_8 * 8 + e]
+    widen(facts, raw_local, wide_local)
     if has_bias:
         for e in EIGHT:
             wide_local[e] += bias_local[part, e]
@@ -75,14 +87,14 @@ def turn(facts, raw_shared, row, i_8, bias_local, part, has_bias, cos_sin, targe
         wide_local[2 * i] = u
         wide_local[2 * i + 1] = v
     for e in T.vectorized(8):
-        out_local[e] = wide_local[e]
+        raw_local[e] = wide_local[e]
     for e in T.vectorized(8):
-        target_shared[column_of(row // R, row % R, R), i_8 * 8 + e] = out_local[e]
+        tile_shared[stage, column, i_8 * 8 + e] = raw_local[e]
 
 
 @T.macro
-def turn_tiles(facts, tiles, bias_shared, biased, angle_shared):
-    """Bias and rotation of k, or of k and q: tiles are pairs (raw, target) in shared memory."""
+def turn_tiles(facts, tiles, stage, bias_shared, biased, angle_shared):
+    """Bias and rotation of a chunk's tiles in shared memory: k, or k and q."""
     R, group, pairs = facts.R, facts.N // 8, 8 * facts.S // facts.N
     rows = facts.threads // group  # of one step
     cos_sin = T.alloc_local((2 * pairs,), "float32")
@@ -93,7 +105,7 @@ def turn_tiles(facts, tiles, bias_shared, biased, angle_shared):
         if biased[part]:
             for e in T.vectorized(8):
                 bias_local[part, e] = bias_shared[part, tid // group % R, i_8 * 8 + e]
-    for step in T.unroll(facts.C * R // rows):
+    for step in T.unroll(COLUMNS // rows):
         row = step * rows + tid // group
         for e in T.vectorized(2 * pairs):
             cos_sin[e] = angle_shared[row // R, i_8 * pairs + e // 2, e % 2]
@@ -101,27 +113,26 @@ def turn_tiles(facts, tiles, bias_shared, biased, angle_shared):
             if biased[part] and rows % R != 0:
                 for e in T.vectorized(8):
                     bias_local[part, e] = bias_shared[part, row % R, i_8 * 8 + e]
+            column = column_of(row // R, row % R, R)
             turn(
-                facts, tiles[part][0], row, i_8, bias_local, part, biased[part], cos_sin,
-                tiles[part][1],
+                facts, tiles[part], stage, column, i_8, bias_local, part, biased[part], cos_sin
             )  # fmt: skip
 
 
 @T.macro
 def fetch(
     facts, bc, rate, gates, x, z, k_shared, q_shared, rate_shared, gate_shared, x_shared, z_shared,
-    full, slot, start, i_h, H, G, RATES, stage, has_q, has_z,
+    full, slot, start, i_h, i_g, i_r, stage, has_q, has_z,
 ):  # fmt: skip
-    """Ask for a chunk's slot and inputs by TMA; `full` completes when all have come."""
-    C, P, N = facts.C, facts.P, facts.N
-    i_g, i_r = T.truncdiv(i_h, T.truncdiv(H, G)), T.truncmod(i_h, RATES)
-    T.tma_copy(gates[slot, i_h, 0:4, 0:C], gate_shared[stage, 0:4, 0:C], barrier=full)
-    T.tma_copy(rate[slot, i_r, 0:C, 0 : facts.S], rate_shared, barrier=full)
-    T.tma_copy(bc[0, slot, i_g, 0 : C * facts.R, 0:N], k_shared, barrier=full)
-    if has_q:
-        T.tma_copy(bc[1, slot, i_g, 0 : C * facts.R, 0:N], q_shared, barrier=full)
+    """Ask for a chunk's slot and inputs by TMA; full[stage] completes when all have come."""
+    C, P, N, S = facts.C, facts.P, facts.N, facts.S
     at = i_h * P
-    T.tma_copy(x[start : start + C, at : at + P], x_shared[stage, 0:C, 0:P], barrier=full)
+    T.tma_copy(gates[slot, i_h, 0:4, 0:C], gate_shared[stage, 0:4, 0:C], barrier=full[stage])
+    T.tma_copy(rate[slot, i_r, 0:C, 0:S], rate_shared[stage, 0:C, 0:S], barrier=full[stage])
+    T.tma_copy(bc[0, slot, i_g, 0:COLUMNS, 0:N], k_shared[stage, 0:COLUMNS, 0:N], barrier=full[stage])
+    if has_q:
+        T.tma_copy(bc[1, slot, i_g, 0:COLUMNS, 0:N], q_shared[stage, 0:COLUMNS, 0:N], barrier=full[stage])
+    T.tma_copy(x[start : start + C, at : at + P], x_shared[stage, 0:C, 0:P], barrier=full[stage])
     if has_z:
-        T.tma_copy(z[start : start + C, at : at + P], z_shared[stage, 0:C, 0:P], barrier=full)
-    T.barrier_arrive(full)
+        T.tma_copy(z[start : start + C, at : at + P], z_shared[stage, 0:C, 0:P], barrier=full[stage])
+    T.barrier_arrive(full[stage])

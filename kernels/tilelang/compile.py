@@ -11,6 +11,7 @@ import tilelang
 from tilelang.env import CUTLASS_INCLUDE_DIR, TILELANG_TEMPLATE_PATH
 
 from ..registry import Resources
+from .facts import Facts
 
 TARGET = {"kind": "cuda", "arch": "sm_90a"}
 PASSES = {
@@ -22,14 +23,14 @@ PASSES = {
 
 
 @cache
-def compiled(build: Any, facts: Any, blocks: int, fast: bool) -> Any:
-    """The kernel that build(facts, blocks) describes, once per process, and from TileLang's disk
-    cache in the next.
+def compiled(build: Any, facts: Facts, options: tuple[int, ...], fast: bool) -> Any:
+    """The kernel of build(facts, *options), made once per process and kept in TileLang's cache on
+    disk for the next.
 
     fast: the hardware's approximations of exp2, cos, sin and division, good to 2^-20.
     """
     passes = PASSES | {"tl.enable_fast_math": fast}
-    return tilelang.compile(build(facts, blocks), target=TARGET, pass_configs=passes)
+    return tilelang.compile(build(facts, *options), target=TARGET, pass_configs=passes)
 
 
 def resources(kernel: Any, name: str, threads: int, fast: bool) -> Resources:

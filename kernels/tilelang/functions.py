@@ -30,11 +30,6 @@ def radians_of(turns):
     return T.cast(high, "float32") * RADIANS_HIGH
 
 
-def silu(u):
-    """u / (1 + e^-u)."""
-    return u / (1.0 + T.exp2(u * -LOG2_E))
-
-
 def softplus(u):
     """log(1 + e^u)."""
     return T.max(u, 0.0) + T.log1p(T.exp(-T.abs(u)))

@@ -13,7 +13,7 @@ from tilelang.layout import Fragment, make_swizzled_layout
 
 from .chunk import advance, fetch, load_bias, turn_tiles
 from .facts import COLUMNS, Facts
-from .functions import RADIANS, TURNS, radians_of, sequence, silu, turns_of
+from .functions import LOG2_E, RADIANS, TURNS, radians_of, sequence, turns_of
 from .order import column_of, dim_of, place_of, thread_of, token_of
 
 ROWS = T.GemmWarpPolicy.FullRow  # every warp group its own 64 rows
@@ -40,12 +40,12 @@ def by_rank(facts):
 
 
 @T.macro
-def project(facts, name, source, i_h, target_frag):
-    """A head's weights of one projection, or of none: ones."""
+def project(facts, name, source, i_h, unit, target_frag):
+    """A head's weights of one projection, times a unit; ones if there is none."""
     for p, r in T.Parallel(facts.rows, facts.R):
-        target_frag[p, r] = 1.0
+        target_frag[p, r] = unit
         if name in facts.optional:
-            target_frag[p, r] = source[i_h, r, p % facts.P]
+            target_frag[p, r] = source[i_h, r, p % facts.P] * unit
 
 
 @T.macro
@@ -74,7 +74,7 @@ def weigh(facts, in_frag, gate_shared, stage, up_frag, w_frag):
             w_frag[p, column_of(t, r, facts.R)] = x * up_frag[p, r]
 
 
-def states_kernel(facts: Facts, blocks: int):
+def states_kernel(facts: Facts, blocks: int, stages: int):
     """One block per (head, piece before a sequence's last segment): dS, its angle, its decay.
 
     seg_h (pieces, H, P, N), dims by position; seg_turns (pieces, H, S); seg_decay (pieces, H),
@@ -90,7 +90,7 @@ def states_kernel(facts: Facts, blocks: int):
     @T.prim_func
     def segment_states(
         x: T.StridedTensor((tokens, H * P), (x_stride, 1), dtype),
-        bc: T.Tensor((2, slots, G, C * R, N), dtype),
+        bc: T.Tensor((2, slots, G, COLUMNS, N), dtype),
         rate: T.Tensor((slots, RATES, C, S), "float32"),
         gates: T.Tensor((slots, H, 4, C), "float32"),
         b_bias: T.Tensor((H, R, N) if has_bias else (1,), "float32"),
@@ -108,14 +108,13 @@ def states_kernel(facts: Facts, blocks: int):
     ):
         with T.Kernel(H, per_sequence, sequences, threads=facts.threads) as (i_h, i_piece, i_seq):
             T.annotate_min_blocks_per_sm(blocks)
-            raw_shared = T.alloc_shared((C * R, N), dtype)
-            k_shared = T.alloc_shared((COLUMNS, N), dtype)
-            x_shared = T.alloc_shared((2, C, P), dtype)
-            rate_shared = T.alloc_shared((C, S), "float32")
-            gate_shared = T.alloc_shared((2, 4, C), "float32")
+            k_shared = T.alloc_shared((stages, COLUMNS, N), dtype)
+            x_shared = T.alloc_shared((stages, C, P), dtype)
+            rate_shared = T.alloc_shared((stages, C, S), "float32")
+            gate_shared = T.alloc_shared((stages, 4, C), "float32")
             angle_shared = T.alloc_shared((C, S, 2), "float32")
             bias_shared = T.alloc_shared((1, R, N), "float32")
-            full = T.alloc_barrier(facts.threads)
+            full = T.alloc_barrier([facts.threads] * stages)
             h_frag = T.alloc_fragment((facts.rows, N), "float32")
             w_frag = T.alloc_fragment((facts.rows, COLUMNS), dtype)
             in_frag = T.alloc_fragment((facts.rows, C), "float32")
@@ -127,47 +126,56 @@ def states_kernel(facts: Facts, blocks: int):
             })  # fmt: skip
             turns = T.alloc_local((1,), "int32")
             decay = T.alloc_local((1,), "float32")
+            i_g = T.alloc_local((1,), "int32")
+            i_r = T.alloc_local((1,), "int32")
             tid = T.get_thread_binding(0)
 
+            i_g[0] = T.truncdiv(i_h, T.truncdiv(H, G))
+            i_r[0] = T.truncmod(i_h, RATES)
             first, stop = sequence(cu_seqlens, i_seq, L, packed)
             start = first + i_piece * piece
             if first + (T.truncdiv(i_piece * piece, segment) + 1) * segment < stop:
                 if has_bias:
                     load_bias(facts, b_bias, bias_shared, 0, i_h)
-                project(facts, "mimo_x", mimo_x, i_h, up_frag)
+                project(facts, "mimo_x", mimo_x, i_h, 1.0, up_frag)
                 T.clear(h_frag)
                 turns[0] = 0
                 decay[0] = 0.0
                 slot = first // C + i_seq + i_piece * piece // C
                 fetch(
-                    facts, bc, rate, gates, x, x, raw_shared, raw_shared, rate_shared, gate_shared,
-                    x_shared, x_shared, full, slot, start, i_h, H, G, RATES, 0, False, False,
+                    facts, bc, rate, gates, x, x, k_shared, k_shared, rate_shared, gate_shared,
+                    x_shared, x_shared, full, slot, start, i_h, i_g[0], i_r[0], 0, False, False,
                 )  # fmt: skip
                 T.sync_threads()
                 for i in T.serial(piece // C):
-                    stage = i % 2
-                    T.mbarrier_wait_parity(full, stage)
+                    stage, ahead = i % stages, i + stages - 1
+                    T.mbarrier_wait_parity(full[stage], i // stages % 2)
                     advance(facts, gate_shared, stage, rate_shared, turns, angle_shared)
                     T.sync_threads()
-                    turn_tiles(
-                        facts, ((raw_shared, k_shared),), bias_shared, (has_bias,), angle_shared
-                    )
+                    if stages > 1 and ahead < piece // C:
+                        fetch(
+                            facts, bc, rate, gates, x, x, k_shared, k_shared, rate_shared,
+                            gate_shared, x_shared, x_shared, full, slot + ahead,
+                            start + ahead * C, i_h, i_g[0], i_r[0], ahead % stages, False, False,
+                        )  # fmt: skip
+                    turn_tiles(facts, (k_shared,), stage, bias_shared, (has_bias,), angle_shared)
                     T.fence_proxy_async()
                     T.sync_threads()
-                    if i + 1 < piece // C:
-                        fetch(
-                            facts, bc, rate, gates, x, x, raw_shared, raw_shared, rate_shared,
-                            gate_shared, x_shared, x_shared, full, slot + i + 1,
-                            start + (i + 1) * C, i_h, H, G, RATES, 1 - stage, False, False,
-                        )  # fmt: skip
                     inputs(facts, x_shared, stage, piece, in_frag)
                     weigh(facts, in_frag, gate_shared, stage, up_frag, w_frag)
                     # h = e^{s_C} h + sum_j e^{s_C - s_j} w_j x_j k_j^T
                     for p, n in T.Parallel(facts.rows, N):
                         h_frag[p, n] *= T.exp2(gate_shared[stage, 3, C - 1])
-                    T.wgmma_gemm(w_frag, k_shared, h_frag, policy=ROWS)
+                    T.wgmma_gemm(w_frag, k_shared[stage, 0:COLUMNS, 0:N], h_frag, policy=ROWS)
                     decay[0] += gate_shared[stage, 3, C - 1]
                     T.wait_wgmma(0)
+                    if stages == 1 and i + 1 < piece // C:
+                        T.sync_threads()
+                        fetch(
+                            facts, bc, rate, gates, x, x, k_shared, k_shared, rate_shared,
+                            gate_shared, x_shared, x_shared, full, slot + i + 1,
+                            start + (i + 1) * C, i_h, i_g[0], i_r[0], 0, False, False,
+                        )  # fmt: skip
                 slot_out = T.truncdiv(first, piece) + i_seq + i_piece
                 for p, n in T.Parallel(facts.rows, N):
                     if p < P:
@@ -240,7 +248,7 @@ def carry(facts, seg_h, seg_turns, seg_decay, angle_shared, h_frag, turns, i_h, 
 
 @T.macro
 def finish(
-    facts, bc, x, k_shared, phi_in, k_in, x_in, phi_out, h_out, k_out, x_out, h_frag, turns,
+    facts, x, k_shared, stage, phi_in, k_in, x_in, phi_out, h_out, k_out, x_out, h_frag, turns,
     i_seq, i_h, first, stop, has_state,
 ):  # fmt: skip
     """The state after a sequence's last token; a sequence of no tokens keeps its own."""
@@ -254,7 +262,9 @@ def finish(
     if first < stop:
         last = (stop - 1 - first) % C
         for r, n in T.Parallel(R, N):
-            k_out[i_seq, r, i_h, dim_of(n, N, S, facts.half)] = k_shared[column_of(last, r, R), n]
+            k_out[i_seq, r, i_h, dim_of(n, N, S, facts.half)] = k_shared[
+                stage, column_of(last, r, R), n
+            ]
         for p in T.Parallel(P):
             x_out[i_seq, i_h, p] = x[stop - 1, i_h * P + p]
         if tid < S * spread:
@@ -300,7 +310,7 @@ def put_y(facts, y, y_shared, i_h, start, left, rank):
                 ]
 
 
-def prefill_kernel(facts: Facts, blocks: int):
+def prefill_kernel(facts: Facts, blocks: int, stages: int):
     """One block per (head, segment): the output of its tokens, and a sequence's final state."""
     R, P, N, S, C, dtype = facts.R, facts.P, facts.N, facts.S, facts.C, facts.dtype
     optional, rows, wide = facts.optional, facts.rows, min(N, WIDE)
@@ -318,7 +328,7 @@ def prefill_kernel(facts: Facts, blocks: int):
     def prefill(
         x: T.StridedTensor((tokens, H * P), (x_stride, 1), dtype),
         z: T.StridedTensor((tokens, H * P), (z_stride, 1), dtype),
-        bc: T.Tensor((2, slots, G, C * R, N), dtype),
+        bc: T.Tensor((2, slots, G, COLUMNS, N), dtype),
         rate: T.Tensor((slots, RATES, C, S), "float32"),
         gates: T.Tensor((slots, H, 4, C), "float32"),
         b_bias: T.Tensor(size("b_bias", H, R, N), "float32"),
@@ -350,20 +360,18 @@ def prefill_kernel(facts: Facts, blocks: int):
     ):
         with T.Kernel(H, segments, count, threads=facts.threads) as (i_h, i_seg, i_seq):
             T.annotate_min_blocks_per_sm(blocks)
-            k_raw_shared = T.alloc_shared((C * R, N), dtype)
-            q_raw_shared = T.alloc_shared((C * R, N), dtype)
-            k_shared = T.alloc_shared((COLUMNS, N), dtype)
-            q_shared = T.alloc_shared((COLUMNS, N), dtype)
+            k_shared = T.alloc_shared((stages, COLUMNS, N), dtype)
+            q_shared = T.alloc_shared((stages, COLUMNS, N), dtype)
             score_shared = T.alloc_shared((COLUMNS, COLUMNS), dtype)
-            x_shared = T.alloc_shared((2, C, P), dtype)
-            z_shared = T.alloc_shared((2, C, P), dtype)
+            x_shared = T.alloc_shared((stages, C, P), dtype)
+            z_shared = T.alloc_shared((stages, C, P), dtype)
             y_shared = T.alloc_shared((C, P), dtype)
-            rate_shared = T.alloc_shared((C, S), "float32")
-            gate_shared = T.alloc_shared((2, 4, C), "float32")
+            rate_shared = T.alloc_shared((stages, C, S), "float32")
+            gate_shared = T.alloc_shared((stages, 4, C), "float32")
             angle_shared = T.alloc_shared((C, S, 2), "float32")
             bias_shared = T.alloc_shared((2, R, N), "float32")
             norm_shared = T.alloc_shared((COLUMNS,), "float32")
-            full = T.alloc_barrier(facts.threads)
+            full = T.alloc_barrier([facts.threads] * stages)
             h_frag = T.alloc_fragment((rows, N), "float32")
             h_operand = T.alloc_fragment((rows, wide), dtype)
             y_frag = T.alloc_fragment((rows, COLUMNS), "float32")
@@ -388,7 +396,11 @@ def prefill_kernel(facts: Facts, blocks: int):
                 y_shared: make_swizzled_layout(y_shared),
             })  # fmt: skip
             turns = T.alloc_local((1,), "int32")
+            i_g = T.alloc_local((1,), "int32")
+            i_r = T.alloc_local((1,), "int32")
 
+            i_g[0] = T.truncdiv(i_h, T.truncdiv(H, G))
+            i_r[0] = T.truncmod(i_h, RATES)
             first, stop = sequence(cu_seqlens, i_seq, L, packed)
             start = first + i_seg * segment
             end = T.min(start + segment, stop)
@@ -397,18 +409,18 @@ def prefill_kernel(facts: Facts, blocks: int):
                     load_bias(facts, b_bias, bias_shared, 0, i_h)
                 if "c_bias" in optional:
                     load_bias(facts, c_bias, bias_shared, 1, i_h)
-                project(facts, "mimo_x", mimo_x, i_h, up_frag)
-                project(facts, "mimo_z", mimo_z, i_h, gate_frag)
-                project(facts, "mimo_o", mimo_o, i_h, down_frag)
+                project(facts, "mimo_x", mimo_x, i_h, 1.0, up_frag)
+                project(facts, "mimo_z", mimo_z, i_h, -LOG2_E, gate_frag)
+                project(facts, "mimo_o", mimo_o, i_h, -1.0 / LOG2_E if has_z else 1.0, down_frag)
                 slot = first // C + i_seq
                 left = end - start  # tokens not yet done
                 chunks = T.ceildiv(left, C)
                 T.sync_threads()
                 if left > 0:
                     fetch(
-                        facts, bc, rate, gates, x, z, k_raw_shared, q_raw_shared, rate_shared,
-                        gate_shared, x_shared, z_shared, full, slot + i_seg * (segment // C), start,
-                        i_h, H, G, RATES, 0, True, has_z,
+                        facts, bc, rate, gates, x, z, k_shared, q_shared, rate_shared, gate_shared,
+                        x_shared, z_shared, full, slot + i_seg * (segment // C), start,
+                        i_h, i_g[0], i_r[0], 0, True, has_z,
                     )  # fmt: skip
                 begin(
                     facts, gates, phi_in, h_in, k_in, x_in, mimo_x, h_frag, turns,
@@ -420,28 +432,29 @@ def prefill_kernel(facts: Facts, blocks: int):
                 )  # fmt: skip
                 T.sync_threads()
                 for i in T.serial(chunks):
-                    stage = i % 2
-                    T.mbarrier_wait_parity(full, stage)
+                    stage, ahead = i % stages, i + stages - 1
+                    T.mbarrier_wait_parity(full[stage], i // stages % 2)
                     advance(facts, gate_shared, stage, rate_shared, turns, angle_shared)
                     T.sync_threads()
+                    if stages > 1 and ahead < chunks:
+                        fetch(
+                            facts, bc, rate, gates, x, z, k_shared, q_shared, rate_shared,
+                            gate_shared, x_shared, z_shared, full,
+                            slot + i_seg * (segment // C) + ahead, start + ahead * C,
+                            i_h, i_g[0], i_r[0], ahead % stages, True, has_z,
+                        )  # fmt: skip
                     turn_tiles(
-                        facts, ((k_raw_shared, k_shared), (q_raw_shared, q_shared)), bias_shared,
+                        facts, (k_shared, q_shared), stage, bias_shared,
                         ("b_bias" in optional, "c_bias" in optional), angle_shared,
                     )  # fmt: skip
                     T.fence_proxy_async()
                     T.sync_threads()
-                    if i + 1 < chunks:
-                        fetch(
-                            facts, bc, rate, gates, x, z, k_raw_shared, q_raw_shared, rate_shared,
-                            gate_shared, x_shared, z_shared, full,
-                            slot + i_seg * (segment // C) + i + 1, start + (i + 1) * C,
-                            i_h, H, G, RATES, 1 - stage, True, has_z,
-                        )  # fmt: skip
                     # q_i . k_j, and q_i S
                     for p, n in T.Parallel(rows, wide):
                         h_operand[p, n] = h_frag[p, n]
                     T.wgmma_gemm(
-                        k_shared, q_shared, score_frag, transpose_B=True, clear_accum=True,
+                        k_shared[stage, 0:COLUMNS, 0:N], q_shared[stage, 0:COLUMNS, 0:N],
+                        score_frag, transpose_B=True, clear_accum=True,
                         policy=T.GemmWarpPolicy.Square,
                     )  # fmt: skip
                     for part in tuple(range(N // wide)):
@@ -450,7 +463,8 @@ def prefill_kernel(facts: Facts, blocks: int):
                             for p, n in T.Parallel(rows, wide):
                                 h_operand[p, n] = h_frag[p, part * wide + n]
                         T.wgmma_gemm(
-                            h_operand, q_shared[0:COLUMNS, part * wide : (part + 1) * wide],
+                            h_operand,
+                            q_shared[stage, 0:COLUMNS, part * wide : (part + 1) * wide],
                             y_frag, transpose_B=True, clear_accum=part == 0, policy=ROWS,
                         )  # fmt: skip
                     inputs(facts, x_shared, stage, left - i * C, in_frag)
@@ -469,7 +483,7 @@ def prefill_kernel(facts: Facts, blocks: int):
                     # S = e^{s_C} S + sum_j e^{s_C - s_j} w_j x_j k_j^T
                     for p, n in T.Parallel(rows, N):
                         h_frag[p, n] *= T.exp2(gate_shared[stage, 3, C - 1])
-                    T.wgmma_gemm(w_frag, k_shared, h_frag, policy=ROWS)
+                    T.wgmma_gemm(w_frag, k_shared[stage, 0:COLUMNS, 0:N], h_frag, policy=ROWS)
                     T.wait_wgmma(1)
                     if has_d:
                         for p, t in T.Parallel(rows, C):
@@ -493,8 +507,10 @@ def prefill_kernel(facts: Facts, blocks: int):
                                 v = T.alloc_var("float32")
                                 v = y_frag[p, column_of(t, rank + r, R)] * down_frag[p, rank + r]
                                 if has_z:
+                                    # silu(u) = v / (1 + 2^v) / -log2(e) with v = -log2(e) u
                                     u = T.cast(z_shared[stage, t, p % P], "float32")
-                                    v *= silu(u * gate_frag[p, rank + r])
+                                    u = u * gate_frag[p, rank + r]
+                                    v *= u / (1.0 + T.exp2(u))
                                 out_frag[p, t] += v
                         if rank > 0:
                             T.sync_threads()
@@ -504,10 +520,18 @@ def prefill_kernel(facts: Facts, blocks: int):
                         T.sync_threads()
                         put_y(facts, y, y_shared, i_h, start + i * C, left - i * C, rank)
                     T.wait_wgmma(0)
+                    if stages == 1 and i + 1 < chunks:
+                        T.sync_threads()
+                        fetch(
+                            facts, bc, rate, gates, x, z, k_shared, q_shared, rate_shared,
+                            gate_shared, x_shared, z_shared, full,
+                            slot + i_seg * (segment // C) + i + 1, start + (i + 1) * C,
+                            i_h, i_g[0], i_r[0], 0, True, has_z,
+                        )  # fmt: skip
                 if end >= stop:
                     finish(
-                        facts, bc, x, k_shared, phi_in, k_in, x_in, phi_out, h_out, k_out, x_out,
-                        h_frag, turns, i_seq, i_h, first, stop, has_state,
+                        facts, x, k_shared, (chunks - 1) % stages, phi_in, k_in, x_in, phi_out, h_out,
+                        k_out, x_out, h_frag, turns, i_seq, i_h, first, stop, has_state,
                     )  # fmt: skip
 
     return prefill

@@ -37,6 +37,7 @@ class Config:
     piece: int = 0  # one block of `segment_states`
     segment: int = 0  # one block of `prefill`
     blocks: int = 2  # of `prefill` an SM should hold: the compiler's limit on registers
+    stages: int = 2  # chunks in shared memory at a time
 
 
 def supports(problem: Problem, device: torch.device) -> str | None:
@@ -60,7 +61,9 @@ def configs(problem: Problem, device: torch.device) -> Iterator[Config]:
     """Legal configurations, best guess first."""
     # h of 64 x 128 in float32 takes 64 registers of 128 threads; twice that leaves one block an SM
     blocks = 2 if problem.P * problem.N <= 64 * 128 else 1
-    yield Config(*_cuts(problem, device, blocks), blocks)
+    # two stages of more than 64 x 128 take more than the 227 KB that a block can have
+    stages = 2 if problem.N <= 128 and problem.P <= 64 else 1
+    yield Config(*_cuts(problem, device, blocks), blocks, stages)
 
 
 def _cuts(problem: Problem, device: torch.device, blocks: int) -> tuple[int, int]:
@@ -83,14 +86,14 @@ class Launch(NamedTuple):
     name: str
     build: Any
     facts: Facts
-    blocks: int
+    options: tuple[int, ...]
     threads: int
     fast: bool
     args: list[Any]
 
     def kernel(self) -> Any:
         """The compiled kernel."""
-        return compile.compiled(self.build, self.facts, self.blocks, self.fast)
+        return compile.compiled(self.build, self.facts, self.options, self.fast)
 
 
 def launches(call: Call, config: Config) -> Iterator[Launch]:
@@ -117,7 +120,7 @@ def launches(call: Call, config: Config) -> Iterator[Launch]:
     rate, gates = new(slots, rates, C, p.S), new(slots, p.H, 4, C)
     raw = [inputs.b, inputs.c, inputs.dt, inputs.a, inputs.lam, inputs.theta]
     yield Launch(
-        "activate", activate_kernel, facts, 1, THREADS, False,
+        "activate", activate_kernel, facts, (), THREADS, False,
         [*map(flat, raw), *present("dt_bias", "b_norm", "c_norm"), offsets, bc, rate, gates,
          p.L, packed, -(-longest // C), sequences],
     )  # fmt: skip
@@ -134,7 +137,8 @@ def launches(call: Call, config: Config) -> Iterator[Launch]:
     ]
     if segments > 1:
         yield Launch(
-            "segment_states", states_kernel, facts, 3 if config.blocks > 1 else 1, facts.threads, True,
+            "segment_states", states_kernel, facts, (3 if config.blocks > 1 else 1, config.stages),
+            facts.threads, True,
             [x, bc, rate, gates, *present("b_bias", "mimo_x"), offsets, *carried,
              p.L, packed, piece, segment, (segments - 1) * segment // piece, sequences],
         )  # fmt: skip
@@ -142,7 +146,7 @@ def launches(call: Call, config: Config) -> Iterator[Launch]:
     biases = present("b_bias", "c_bias", "d", "mimo_x", "mimo_z", "mimo_o", "out_norm")
     ranks = 1 if p.reduced else p.R
     yield Launch(
-        "prefill", prefill_kernel, facts, config.blocks, facts.threads, True,
+        "prefill", prefill_kernel, facts, (config.blocks, config.stages), facts.threads, True,
         [x, z, bc, rate, gates, *biases, offsets, *(tensor for _, tensor in old.items()),
          *carried, call.y.view(tokens, ranks, p.H, p.P),
          *(tensor for _, tensor in call.final.items()),
