@@ -54,7 +54,7 @@ def activate_kernel(facts: Facts):
     """One block per (chunk of a sequence, part): a group of b or c, a rate, or HEADS heads.
 
     bc (2, slots, G, C R, N): normalised b and c, rows by column, dims by position.
-    rate (slots, RATES, C, S): tanh(theta) / 2, the turns per unit of step size.
+    rate (slots, RATES, S, C): tanh(theta) / 2, the turns per unit of step size.
     gates (slots, H, 4, C): D, gamma = lam D, the column weight w, and log2 of the decay since the
     chunk's start.
     """
@@ -94,7 +94,7 @@ def activate_kernel(facts: Facts):
         c_norm: T.Tensor(size("c_norm", N), "float32"),
         cu_seqlens: T.Tensor((offsets,), "int32"),
         bc: T.Tensor((2, slots, G, C * R, N), dtype),
-        rate: T.Tensor((slots, RATES, C, S), "float32"),
+        rate: T.Tensor((slots, RATES, S, C), "float32"),
         gates: T.Tensor((slots, H, 4, C), "float32"),
         L: T.int32,
         packed: T.int32,
@@ -123,11 +123,11 @@ def activate_kernel(facts: Facts):
                     )  # fmt: skip
                 elif i_part < 2 * G + RATES:
                     i_r = i_part - 2 * G
-                    for i, s in T.Parallel(C, S):
+                    for s, i in T.Parallel(S, C):
                         u = T.if_then_else(
                             start + i < stop, T.cast(theta[start + i, i_r * S + s], "float32"), 0.0
                         )
-                        rate[slot, i_r, i, s] = 0.5 * T.tanh(u)
+                        rate[slot, i_r, s, i] = 0.5 * T.tanh(u)
                 else:
                     i_h0 = (i_part - 2 * G - RATES) * HEADS
                     for step in T.serial(C * HEADS // THREADS):

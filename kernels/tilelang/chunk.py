@@ -1,4 +1,7 @@
-"""What both passes over a chunk share, in TileLang: angles, rotated tiles, weighted inputs."""
+"""What brings a chunk's k and q, in TileLang: copies, angles, bias and rotation.
+
+`threads` share the work of a macro; `tid` numbers them from 0.
+"""
 
 import tilelang.language as T
 
@@ -9,51 +12,68 @@ from .order import column_of, dim_of
 EIGHT = tuple(range(8))
 
 
+def spread_of(facts, threads):
+    """Threads that share the tokens of one angle; they are lanes of one warp."""
+    return min(threads // facts.S, facts.C, 32)
+
+
+def pair_of(facts, tid, threads):
+    """The pair that a thread turns, and its place among those that share it.
+
+    Neighbouring lanes turn neighbouring pairs, so that what they store lies in distinct banks.
+    """
+    lanes = 32 // spread_of(facts, threads)
+    return tid // 32 * lanes + tid % lanes, tid % 32 // lanes
+
+
+def holds_turns(facts, tid, threads):
+    """Whether a thread turns a pair at all."""
+    return tid < facts.S * spread_of(facts, threads)
+
+
 @T.macro
-def load_bias(facts, source, target, part, i_h):
+def load_bias(facts, source, target, part, i_h, tid, threads):
     """A head's bias of b or c into target[part], ranks by dims by position."""
     group = facts.N // 8
-    tid = T.get_thread_binding(0)
-    for step in T.serial(T.ceildiv(facts.R * group, facts.threads)):
-        i = step * facts.threads + tid
+    for step in T.serial(T.ceildiv(facts.R * group, threads)):
+        i = step * threads + tid
         if i < facts.R * group:
             for e in EIGHT:
-                target[part, i // group, i % group * 8 + e] = source[
-                    i_h, i // group, dim_of(i % group * 8 + e, facts.N, facts.S, facts.half)
-                ]
+                dim = dim_of(i % group * 8 + e, facts.N, facts.S, facts.half)
+                target[part, i // group, i % group * 8 + e] = source[i_h, i // group, dim]
 
 
 @T.macro
-def advance(facts, gate_shared, stage, rate_shared, turns, angle_shared):
-    """Angles of a chunk's tokens: angle_shared (C, S, 2) gets cosines and sines.
+def advance(facts, gate_shared, stage, rate_shared, turns, angle_shared, tid, threads):
+    """Angles of a chunk's tokens: angle_shared (C, 2 S + 4) gets pairs of cosine and sine.
 
-    gate_shared (stages, 4, C), rate_shared (stages, C, S). turns (1), a register: the angle before the chunk,
-    then after it; threads i * spread to (i + 1) * spread - 1 keep that of pair i.
+    gate_shared (stages, 4, C), rate_shared (stages, S, C). turns (1), a register: the angle before
+    the chunk, then after it.
     """
-    spread = min(facts.threads // facts.S, facts.C, 32)  # threads of a pair
-    length = facts.C // spread  # tokens of a thread
+    spread = spread_of(facts, threads)
+    length, lanes = facts.C // spread, 32 // spread  # tokens of a thread
     run = T.alloc_local((length,), "int32")
     before = T.alloc_local((1,), "int32")
     other = T.alloc_local((1,), "int32")
-    tid = T.get_thread_binding(0)
-    i_s, i_t = tid // spread, tid % spread * length
-    if tid < facts.S * spread:
+    i_s, i_spread = pair_of(facts, tid, threads)
+    i_t = i_spread * length
+    if holds_turns(facts, tid, threads):
         before[0] = 0
         for j in T.unroll(length):
             before[0] += turns_of(
-                gate_shared[stage, 0, i_t + j] * rate_shared[stage, i_t + j, i_s]
+                gate_shared[stage, 0, i_t + j] * rate_shared[stage, i_s, i_t + j]
             )
             run[j] = before[0]
         for e in tuple(range(spread.bit_length() - 1)):
-            other[0] = T.shfl_up(before[0], 1 << e, spread)
-            before[0] = T.if_then_else(tid % spread >= 1 << e, before[0] + other[0], before[0])
-        other[0] = T.shfl_sync(before[0], spread - 1, spread)
+            other[0] = T.shfl_up(before[0], lanes << e)
+            before[0] = T.if_then_else(i_spread >= 1 << e, before[0] + other[0], before[0])
+        other[0] = T.shfl_sync(before[0], tid % lanes + lanes * (spread - 1))
         before[0] += turns[0] - run[length - 1]
         turns[0] += other[0]
         for j in T.unroll(length):
             angle = T.cast(before[0] + run[j], "float32") * RADIANS
-            angle_shared[i_t + j, i_s, 0] = T.cos(angle)
-            angle_shared[i_t + j, i_s, 1] = T.sin(angle)
+            angle_shared[i_t + j, 2 * i_s] = T.cos(angle)
+            angle_shared[i_t + j, 2 * i_s + 1] = T.sin(angle)
 
 
 @T.macro
@@ -72,7 +92,6 @@ def widen(facts, raw_local, wide_local):
 @T.macro
 def turn(facts, tile_shared, stage, column, i_8, bias_local, part, has_bias, cos_sin):
     """16 bytes of a column of k or q: bias and rotation, in place."""
-    pairs = 8 * facts.S // facts.N
     raw_local = T.alloc_local((8,), facts.dtype)
     wide_local = T.alloc_local((8,), "float32")
     for e in T.vectorized(8):
@@ -81,7 +100,7 @@ def turn(facts, tile_shared, stage, column, i_8, bias_local, part, has_bias, cos
     if has_bias:
         for e in EIGHT:
             wide_local[e] += bias_local[part, e]
-    for i in tuple(range(pairs)):
+    for i in tuple(range(8 * facts.S // facts.N)):
         u = wide_local[2 * i] * cos_sin[2 * i] - wide_local[2 * i + 1] * cos_sin[2 * i + 1]
         v = wide_local[2 * i] * cos_sin[2 * i + 1] + wide_local[2 * i + 1] * cos_sin[2 * i]
         wide_local[2 * i] = u
@@ -92,28 +111,39 @@ def turn(facts, tile_shared, stage, column, i_8, bias_local, part, has_bias, cos
         tile_shared[stage, column, i_8 * 8 + e] = raw_local[e]
 
 
+def keeps_bias(facts, threads):
+    """Whether all columns that a thread turns are of one rank."""
+    return threads * 8 // facts.N % facts.R == 0
+
+
 @T.macro
-def turn_tiles(facts, tiles, stage, bias_shared, biased, angle_shared):
+def keep_bias(facts, bias_shared, biased, bias_local, tid, threads):
+    """The biases of a thread that turns columns of one rank, into registers."""
+    group = facts.N // 8
+    for part in tuple(range(len(biased))):
+        if biased[part] and keeps_bias(facts, threads):
+            for e in T.vectorized(8):
+                bias_local[part, e] = bias_shared[
+                    part, tid // group % facts.R, tid % group * 8 + e
+                ]
+
+
+@T.macro
+def turn_tiles(facts, tiles, stage, bias_shared, biased, bias_local, angle_shared, tid, threads):
     """Bias and rotation of a chunk's tiles in shared memory: k, or k and q."""
     R, group, pairs = facts.R, facts.N // 8, 8 * facts.S // facts.N
-    rows = facts.threads // group  # of one step
+    rows = threads // group  # of one step
     cos_sin = T.alloc_local((2 * pairs,), "float32")
-    bias_local = T.alloc_local((len(tiles), 8), "float32")
-    tid = T.get_thread_binding(0)
     i_8 = tid % group
-    for part in tuple(range(len(tiles))):
-        if biased[part]:
-            for e in T.vectorized(8):
-                bias_local[part, e] = bias_shared[part, tid // group % R, i_8 * 8 + e]
     for step in T.unroll(COLUMNS // rows):
         row = step * rows + tid // group
+        column = column_of(row // R, row % R, R)
         for e in T.vectorized(2 * pairs):
-            cos_sin[e] = angle_shared[row // R, i_8 * pairs + e // 2, e % 2]
+            cos_sin[e] = angle_shared[row // R, i_8 * 2 * pairs + e]
         for part in tuple(range(len(tiles))):
-            if biased[part] and rows % R != 0:
+            if biased[part] and not keeps_bias(facts, threads):
                 for e in T.vectorized(8):
                     bias_local[part, e] = bias_shared[part, row % R, i_8 * 8 + e]
-            column = column_of(row // R, row % R, R)
             turn(
                 facts, tiles[part], stage, column, i_8, bias_local, part, biased[part], cos_sin
             )  # fmt: skip
@@ -128,11 +158,17 @@ def fetch(
     C, P, N, S = facts.C, facts.P, facts.N, facts.S
     at = i_h * P
     T.tma_copy(gates[slot, i_h, 0:4, 0:C], gate_shared[stage, 0:4, 0:C], barrier=full[stage])
-    T.tma_copy(rate[slot, i_r, 0:C, 0:S], rate_shared[stage, 0:C, 0:S], barrier=full[stage])
-    T.tma_copy(bc[0, slot, i_g, 0:COLUMNS, 0:N], k_shared[stage, 0:COLUMNS, 0:N], barrier=full[stage])
+    T.tma_copy(rate[slot, i_r, 0:S, 0:C], rate_shared[stage, 0:S, 0:C], barrier=full[stage])
+    T.tma_copy(
+        bc[0, slot, i_g, 0:COLUMNS, 0:N], k_shared[stage, 0:COLUMNS, 0:N], barrier=full[stage]
+    )
     if has_q:
-        T.tma_copy(bc[1, slot, i_g, 0:COLUMNS, 0:N], q_shared[stage, 0:COLUMNS, 0:N], barrier=full[stage])
+        T.tma_copy(
+            bc[1, slot, i_g, 0:COLUMNS, 0:N], q_shared[stage, 0:COLUMNS, 0:N], barrier=full[stage]
+        )
     T.tma_copy(x[start : start + C, at : at + P], x_shared[stage, 0:C, 0:P], barrier=full[stage])
     if has_z:
-        T.tma_copy(z[start : start + C, at : at + P], z_shared[stage, 0:C, 0:P], barrier=full[stage])
+        T.tma_copy(
+            z[start : start + C, at : at + P], z_shared[stage, 0:C, 0:P], barrier=full[stage]
+        )
     T.barrier_arrive(full[stage])

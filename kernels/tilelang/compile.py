@@ -19,6 +19,7 @@ PASSES = {
     "tl.disable_thread_storage_sync": True,
     "tl.disable_data_race_check": True,
     "tl.disable_safe_memory_legalize": True,  # bounds are checked where they can be passed
+    "tl.disable_shared_memory_reuse": True,
 }
 
 

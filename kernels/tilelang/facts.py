@@ -33,8 +33,8 @@ class Facts:
         return max(self.P, 64)
 
     @property
-    def threads(self) -> int:
-        """Threads of a block: one warp group for 64 rows of h."""
+    def multipliers(self) -> int:
+        """Threads that multiply: one warp group for 64 rows of h."""
         return 2 * self.rows
 
     @property

@@ -3,8 +3,8 @@
 1. `activate`: activations of dt, a, lam and theta, RMSNorm of b and c: small, once per token.
 2. `segment_states`: only when sequences are cut for parallelism. One block per (head, piece):
    what the piece adds to the state, in the frame of its first token's angles.
-3. `prefill`: one block per (head, segment): the state before the segment (from the initial state
-   and the pieces before it), then chunk by chunk the output, with the state in registers.
+3. `scan`: one block per (head, segment): the state before the segment (from the initial state and
+   the pieces before it), then chunk by chunk the output, with the state in registers.
 
 A chunk is 64 columns, (token, rank) pairs. Angles are int32 in units of 2^-32 turns: a sum wraps
 exactly where an angle does, and is the same wherever a sequence is cut.
@@ -25,7 +25,8 @@ from ..registry import Resources, implements
 from . import compile
 from .activate import HEADS, THREADS, activate_kernel
 from .facts import Facts, facts_of
-from .passes import prefill_kernel, states_kernel
+from .scan import MOVERS, scan_kernel
+from .states import states_kernel
 
 H100_SMS = 132
 
@@ -35,9 +36,10 @@ class Config:
     """How the work is cut: tokens, multiples of a chunk, `segment` one of `piece`; 0 for all."""
 
     piece: int = 0  # one block of `segment_states`
-    segment: int = 0  # one block of `prefill`
-    blocks: int = 2  # of `prefill` an SM should hold: the compiler's limit on registers
+    segment: int = 0  # one block of `scan`
+    blocks: int = 2  # of `scan` that an SM should hold
     stages: int = 2  # chunks in shared memory at a time
+    registers: int = 184  # of a thread that multiplies, the others share the rest; 0: all alike
 
 
 def supports(problem: Problem, device: torch.device) -> str | None:
@@ -59,11 +61,13 @@ def supports(problem: Problem, device: torch.device) -> str | None:
 
 def configs(problem: Problem, device: torch.device) -> Iterator[Config]:
     """Legal configurations, best guess first."""
-    # h of 64 x 128 in float32 takes 64 registers of 128 threads; twice that leaves one block an SM
-    blocks = 2 if problem.P * problem.N <= 64 * 128 else 1
-    # two stages of more than 64 x 128 take more than the 227 KB that a block can have
-    stages = 2 if problem.N <= 128 and problem.P <= 64 else 1
-    yield Config(*_cuts(problem, device, blocks), blocks, stages)
+    if problem.P <= 64 and problem.N <= 128:
+        blocks, stages, registers = 2, 2, 184
+    elif problem.N <= 128:  # 384 threads: one block an SM
+        blocks, stages, registers = 1, 2, 208
+    else:  # h takes 128 registers; two stages do not fit for R = 1
+        blocks, stages, registers = 1, 1, 216 if problem.P == 128 else 0
+    yield Config(*_cuts(problem, device, blocks), blocks, stages, registers)
 
 
 def _cuts(problem: Problem, device: torch.device, blocks: int) -> tuple[int, int]:
@@ -117,7 +121,7 @@ def launches(call: Call, config: Config) -> Iterator[Launch]:
         return [params_of.get(name, one) for name in names]
 
     bc = new(2, slots, p.G, C * p.R, p.N, dtype=p.dtype)
-    rate, gates = new(slots, rates, C, p.S), new(slots, p.H, 4, C)
+    rate, gates = new(slots, rates, p.S, C), new(slots, p.H, 4, C)
     raw = [inputs.b, inputs.c, inputs.dt, inputs.a, inputs.lam, inputs.theta]
     yield Launch(
         "activate", activate_kernel, facts, (), THREADS, False,
@@ -138,16 +142,17 @@ def launches(call: Call, config: Config) -> Iterator[Launch]:
     if segments > 1:
         yield Launch(
             "segment_states", states_kernel, facts, (3 if config.blocks > 1 else 1, config.stages),
-            facts.threads, True,
+            facts.multipliers, True,
             [x, bc, rate, gates, *present("b_bias", "mimo_x"), offsets, *carried,
              p.L, packed, piece, segment, (segments - 1) * segment // piece, sequences],
         )  # fmt: skip
     old = call.final if call.state is None else call.state
-    biases = present("b_bias", "c_bias", "d", "mimo_x", "mimo_z", "mimo_o", "out_norm")
+    weights = present("b_bias", "c_bias", "d", "mimo_x", "mimo_z", "mimo_o", "out_norm")
     ranks = 1 if p.reduced else p.R
     yield Launch(
-        "prefill", prefill_kernel, facts, (config.blocks, config.stages), facts.threads, True,
-        [x, z, bc, rate, gates, *biases, offsets, *(tensor for _, tensor in old.items()),
+        "scan", scan_kernel, facts, (config.blocks, config.stages, config.registers),
+        facts.multipliers + MOVERS, True,
+        [x, z, bc, rate, gates, *weights, offsets, *(tensor for _, tensor in old.items()),
          *carried, call.y.view(tokens, ranks, p.H, p.P),
          *(tensor for _, tensor in call.final.items()),
          p.L, packed, int(call.state is not None), piece, segment, segments],
