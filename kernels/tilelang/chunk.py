@@ -60,9 +60,7 @@ def advance(facts, gate_shared, stage, rate_shared, turns, angle_shared, tid, th
     if holds_turns(facts, tid, threads):
         before[0] = 0
         for j in T.unroll(length):
-            before[0] += turns_of(
-                gate_shared[stage, 0, i_t + j] * rate_shared[stage, i_s, i_t + j]
-            )
+            before[0] += turns_of(gate_shared[stage, 0, i_t + j] * rate_shared[stage, i_s, i_t + j])
             run[j] = before[0]
         for e in tuple(range(spread.bit_length() - 1)):
             other[0] = T.shfl_up(before[0], lanes << e)
@@ -123,9 +121,7 @@ def keep_bias(facts, bias_shared, biased, bias_local, tid, threads):
     for part in tuple(range(len(biased))):
         if biased[part] and keeps_bias(facts, threads):
             for e in T.vectorized(8):
-                bias_local[part, e] = bias_shared[
-                    part, tid // group % facts.R, tid % group * 8 + e
-                ]
+                bias_local[part, e] = bias_shared[part, tid // group % facts.R, tid % group * 8 + e]
 
 
 @T.macro

@@ -8,7 +8,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import tilelang
-from tilelang.env import CUTLASS_INCLUDE_DIR, TILELANG_TEMPLATE_PATH
+from tilelang.env import CUDA_HOME, CUTLASS_INCLUDE_DIR, TILELANG_TEMPLATE_PATH
 
 from ..registry import Resources
 from .facts import Facts
@@ -39,8 +39,9 @@ def resources(kernel: Any, name: str, threads: int, fast: bool) -> Resources:
     with TemporaryDirectory() as folder:
         source = Path(folder) / "kernel.cu"
         source.write_text(kernel.get_kernel_source())
+        nvcc = Path(CUDA_HOME or "/usr/local/cuda") / "bin" / "nvcc"
         command = [
-            "nvcc", "-cubin", "-arch=sm_90a", "-std=c++20", "-O3", "-w", "-Xptxas=-v",
+            str(nvcc), "-cubin", "-arch=sm_90a", "-std=c++20", "-O3", "-w", "-Xptxas=-v",
             *(["--use_fast_math"] if fast else []),
             f"-I{TILELANG_TEMPLATE_PATH}", f"-I{CUTLASS_INCLUDE_DIR}",
             "-o", str(source.with_suffix(".cubin")), str(source),

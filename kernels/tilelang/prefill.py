@@ -23,7 +23,7 @@ from ..cases import make_call
 from ..problem import Problem
 from ..registry import Resources, implements
 from . import compile
-from .activate import HEADS, THREADS, activate_kernel
+from .activate import THREADS, activate_kernel
 from .facts import Facts, facts_of
 from .scan import MOVERS, scan_kernel
 from .states import states_kernel
@@ -115,7 +115,7 @@ def launches(call: Call, config: Config) -> Iterator[Launch]:
     one = new(1)  # for what is absent
     offsets = new(1, dtype=torch.int32) if call.cu_seqlens is None else call.cu_seqlens
     packed = int(call.cu_seqlens is not None)
-    params_of = {name: tensor for name, tensor in params.items()}
+    params_of = dict(params.items())
 
     def present(*names: str) -> list[Tensor]:
         return [params_of.get(name, one) for name in names]

@@ -24,9 +24,7 @@ SCORES, OUTPUT, ANGLES = 1, 2, 3  # named barriers
 
 
 @T.macro
-def begin(
-    facts, gates, h_in, k_in, x_in, mimo_x, h_frag, i_seq, i_h, slot, empty, has_state
-):
+def begin(facts, gates, h_in, k_in, x_in, mimo_x, h_frag, i_seq, i_h, slot, empty, has_state):
     """The state before a sequence: S_0 = h_init + D_0 (1 - lam_0) sum_r x_init,r k_init,r^T."""
     R, P, N, S = facts.R, facts.P, facts.N, facts.S
     T.clear(h_frag)
@@ -137,7 +135,7 @@ def mask(facts, gate_shared, stage, score_frag):
 @T.macro
 def put_y(facts, y, y_shared, i_h, start, left, rank, tid):
     """Copy y_shared (C, P) to the tokens of a chunk that there are."""
-    P, vectors = facts.P, facts.P // 8  # 16 bytes each
+    vectors = facts.P // 8  # 16 bytes each
     for step in T.unroll(T.ceildiv(facts.C * vectors, facts.multipliers)):
         i = step * facts.multipliers + tid
         if i < T.min(left, facts.C) * vectors:
@@ -155,6 +153,7 @@ def scan_kernel(facts: Facts, blocks: int, stages: int, registers: int):
     biased = ("b_bias" in optional, "c_bias" in optional)
     multipliers = facts.multipliers
     threads = multipliers + MOVERS
+    rest = (65536 // blocks - multipliers * registers) // MOVERS // 8 * 8  # for a mover
     ranks = 1 if facts.reduced else R  # of y
     tokens, offsets, slots = T.dynamic("tokens"), T.dynamic("offsets"), T.dynamic("slots")
     pieces, count = T.dynamic("pieces"), T.dynamic("count")
@@ -231,7 +230,7 @@ def scan_kernel(facts: Facts, blocks: int, stages: int, registers: int):
             if T.Or(start < stop, i_seg == 0):
                 with T.ws(multipliers // 128):
                     if registers > 0:
-                        T.dec_max_nreg((65536 // blocks - multipliers * registers) // MOVERS // 8 * 8)
+                        T.dec_max_nreg(rest)
                     mover = tid - multipliers
                     turns = T.alloc_local((1,), "int32")
                     bias_local = T.alloc_local((2, 8), "float32")
@@ -250,7 +249,7 @@ def scan_kernel(facts: Facts, blocks: int, stages: int, registers: int):
                     if biased[1]:
                         load_bias(facts, c_bias, bias_shared, 1, i_h, mover, MOVERS)
                     if holds_turns(facts, mover, MOVERS):
-                        i_s, i_spread = pair_of(facts, mover, MOVERS)
+                        i_s, _ = pair_of(facts, mover, MOVERS)
                         turns[0] = turns_before(phi_in, i_seq, i_h, i_s, has_state)
                         for j in T.serial(T.truncdiv(i_seg * segment, piece)):
                             turns[0] += seg_turns[T.truncdiv(first, piece) + i_seq + j, i_h, i_s]

@@ -86,7 +86,9 @@ def states_kernel(facts: Facts, blocks: int, stages: int):
                 for i in T.serial(piece // C):
                     stage, ahead = i % stages, i + stages - 1
                     T.mbarrier_wait_parity(full[stage], i // stages % 2)
-                    advance(facts, gate_shared, stage, rate_shared, turns, angle_shared, tid, threads)
+                    advance(
+                        facts, gate_shared, stage, rate_shared, turns, angle_shared, tid, threads
+                    )  # fmt: skip
                     T.sync_threads()
                     if stages > 1 and ahead < piece // C:
                         fetch(
