@@ -153,7 +153,8 @@ def scan_kernel(facts: Facts, blocks: int, stages: int, registers: int):
     biased = ("b_bias" in optional, "c_bias" in optional)
     multipliers = facts.multipliers
     threads = multipliers + MOVERS
-    rest = (65536 // blocks - multipliers * registers) // MOVERS // 8 * 8  # for a mover
+    pool = 65536 // (blocks * threads) // 8 * 8 * threads  # registers that a block starts with
+    rest = (pool - multipliers * registers) // MOVERS // 8 * 8  # for a mover
     ranks = 1 if facts.reduced else R  # of y
     tokens, offsets, slots = T.dynamic("tokens"), T.dynamic("offsets"), T.dynamic("slots")
     pieces, count = T.dynamic("pieces"), T.dynamic("count")
