@@ -10,6 +10,8 @@ from .functions import RADIANS, turns_of
 from .order import column_of, dim_of
 
 EIGHT = tuple(range(8))
+MOVERS = 128  # threads of `scan` that bring and turn k and q
+SHARED_MASK = 4  # ranks from which the mask is worth its shared memory
 
 
 def spread_of(facts, threads):
@@ -47,8 +49,8 @@ def load_bias(facts, source, target, part, i_h, tid, threads):
 def advance(facts, gate_shared, stage, rate_shared, turns, angle_shared, tid, threads):
     """Angles of a chunk's tokens: angle_shared (C, 2 S + 4) gets pairs of cosine and sine.
 
-    gate_shared (stages, 4, C), rate_shared (stages, S, C). turns (1), a register: the angle before
-    the chunk, then after it.
+    gate_shared (stages, 4, C), rate_shared (S, C). turns (1), a register: the angle before the
+    chunk, then after it.
     """
     spread = spread_of(facts, threads)
     length, lanes = facts.C // spread, 32 // spread  # tokens of a thread
@@ -60,7 +62,7 @@ def advance(facts, gate_shared, stage, rate_shared, turns, angle_shared, tid, th
     if holds_turns(facts, tid, threads):
         before[0] = 0
         for j in T.unroll(length):
-            before[0] += turns_of(gate_shared[stage, 0, i_t + j] * rate_shared[stage, i_s, i_t + j])
+            before[0] += turns_of(gate_shared[stage, 0, i_t + j] * rate_shared[i_s, i_t + j])
             run[j] = before[0]
         for e in tuple(range(spread.bit_length() - 1)):
             other[0] = T.shfl_up(before[0], lanes << e)
@@ -72,6 +74,33 @@ def advance(facts, gate_shared, stage, rate_shared, turns, angle_shared, tid, th
             angle = T.cast(before[0] + run[j], "float32") * RADIANS
             angle_shared[i_t + j, 2 * i_s] = T.cos(angle)
             angle_shared[i_t + j, 2 * i_s + 1] = T.sin(angle)
+
+
+@T.macro
+def prepare(facts, gate_shared, stage, factor_shared, mask_shared, tid):
+    """What a chunk's products are weighed with.
+
+    factor_shared (stages, 2, C): e^{s_i}, and w_j e^{s_C - s_j}. mask_shared (stages, C of k, C + 4
+    of q), if tokens have ranks enough to share it: w_j e^{s_i - s_j} for j < i, gamma_i for j = i.
+    """
+    C = facts.C
+    if tid < C:
+        s = gate_shared[stage, 3, tid]
+        fall = T.exp2(gate_shared[stage, 3, C - 1] - s)
+        factor_shared[stage, 0, tid] = T.exp2(s)
+        factor_shared[stage, 1, tid] = gate_shared[stage, 2, tid] * fall
+    if facts.R >= SHARED_MASK:
+        for step in T.unroll(T.ceildiv(C * C, MOVERS)):
+            e = step * MOVERS + tid
+            if e < C * C:
+                mask_shared[stage, e // C, e % C] = weight_of(gate_shared, stage, e // C, e % C)
+
+
+def weight_of(gate_shared, stage, j, i):
+    """How much key j counts for query i."""
+    fall = T.exp2(gate_shared[stage, 3, i] - gate_shared[stage, 3, j])
+    same = T.if_then_else(i == j, gate_shared[stage, 1, j], 0.0)
+    return T.if_then_else(i > j, gate_shared[stage, 2, j] * fall, same)
 
 
 @T.macro
@@ -154,7 +183,7 @@ def fetch(
     C, P, N, S = facts.C, facts.P, facts.N, facts.S
     at = i_h * P
     T.tma_copy(gates[slot, i_h, 0:4, 0:C], gate_shared[stage, 0:4, 0:C], barrier=full[stage])
-    T.tma_copy(rate[slot, i_r, 0:S, 0:C], rate_shared[stage, 0:S, 0:C], barrier=full[stage])
+    T.tma_copy(rate[slot, i_r, 0:S, 0:C], rate_shared, barrier=full[stage])
     T.tma_copy(
         bc[0, slot, i_g, 0:COLUMNS, 0:N], k_shared[stage, 0:COLUMNS, 0:N], barrier=full[stage]
     )

@@ -7,6 +7,7 @@ here needs another thread.
 import tilelang.language as T
 from tilelang.layout import Fragment
 
+from .facts import COLUMNS
 from .order import column_of, place_of, thread_of
 
 ROWS = T.GemmWarpPolicy.FullRow  # every warp group its own 64 rows
@@ -21,23 +22,42 @@ def by_token(facts):
     )
 
 
+def by_column(facts):
+    """The layout of a (P, C R) accumulator."""
+    return Fragment(
+        (facts.rows, COLUMNS),
+        forward_thread_fn=lambda p, m: thread_of(p, m, 1),
+        forward_index_fn=lambda p, m: place_of(p, m, 1),
+    )
+
+
 def by_rank(facts):
     """The layout of a (P, R) fragment: every thread keeps all ranks of its two rows."""
     return Fragment(
         (facts.rows, facts.R),
         forward_thread_fn=lambda p, r, lane: p // 16 * 32 + p % 8 * 4 + lane,
-        forward_index_fn=lambda p, r: r * 2 + p % 16 // 8,
+        forward_index_fn=lambda p, r: p % 16 // 8 * facts.R + r,
         replicate=4,
     )
 
 
 @T.macro
-def project(facts, name, source, i_h, unit, target_frag):
-    """A head's weights of one projection, times a unit; ones if there is none."""
+def project(facts, name, source, i_h, unit, part, mimo_shared, tid, threads):
+    """A head's weights of one projection, times a unit; ones if there is none. (3, P, R)"""
+    for step in T.serial(T.ceildiv(facts.rows * facts.R, threads)):
+        i = step * threads + tid
+        if i < facts.rows * facts.R:
+            p, r = i // facts.R, i % facts.R
+            mimo_shared[part, p, r] = unit
+            if name in facts.optional:
+                mimo_shared[part, p, r] = source[i_h, r, p % facts.P] * unit
+
+
+@T.macro
+def weights(facts, mimo_shared, part, target_frag):
+    """One projection's weights of a thread's rows, (P, R), from shared memory."""
     for p, r in T.Parallel(facts.rows, facts.R):
-        target_frag[p, r] = unit
-        if name in facts.optional:
-            target_frag[p, r] = source[i_h, r, p % facts.P] * unit
+        target_frag[p, r] = mimo_shared[part, p, r]
 
 
 @T.macro
@@ -57,10 +77,9 @@ def scale(facts, in_frag, up_frag, x_frag):
 
 
 @T.macro
-def weigh(facts, in_frag, gate_shared, stage, up_frag, w_frag):
+def weigh(facts, in_frag, factor_shared, stage, up_frag, w_frag):
     """w_frag (P, C R) = w_j e^{s_C - s_j} X, rounded."""
     for p, t in T.Parallel(facts.rows, facts.C):
-        fall = gate_shared[stage, 3, facts.C - 1] - gate_shared[stage, 3, t]
-        x = in_frag[p, t] * (gate_shared[stage, 2, t] * T.exp2(fall))
+        x = in_frag[p, t] * factor_shared[stage, 1, t]
         for r in T.unroll(facts.R):
             w_frag[p, column_of(t, r, facts.R)] = x * up_frag[p, r]

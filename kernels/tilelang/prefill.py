@@ -40,6 +40,7 @@ class Config:
     blocks: int = 2  # of `scan` that an SM should hold
     stages: int = 2  # chunks in shared memory at a time
     registers: int = 200  # of a thread that multiplies, the others share the rest; 0: all alike
+    early: int = 0  # 1: the gate is computed before the last product is waited for
 
 
 def supports(problem: Problem, device: torch.device) -> str | None:
@@ -150,7 +151,7 @@ def launches(call: Call, config: Config) -> Iterator[Launch]:
     weights = present("b_bias", "c_bias", "d", "mimo_x", "mimo_z", "mimo_o", "out_norm")
     ranks = 1 if p.reduced else p.R
     yield Launch(
-        "scan", scan_kernel, facts, (config.blocks, config.stages, config.registers),
+        "scan", scan_kernel, facts, (config.blocks, config.stages, config.registers, config.early),
         facts.multipliers + MOVERS, True,
         [x, z, bc, rate, gates, *weights, offsets, *(tensor for _, tensor in old.items()),
          *carried, call.y.view(tokens, ranks, p.H, p.P),

@@ -12,13 +12,24 @@ chunks and turns k and q, one chunk ahead.
 import tilelang.language as T
 from tilelang.layout import make_swizzled_layout
 
-from .chunk import advance, fetch, holds_turns, keep_bias, load_bias, pair_of, turn_tiles
+from .chunk import (
+    MOVERS,
+    SHARED_MASK,
+    advance,
+    fetch,
+    holds_turns,
+    keep_bias,
+    load_bias,
+    pair_of,
+    prepare,
+    turn_tiles,
+    weight_of,
+)
 from .facts import COLUMNS, Facts
-from .fragments import ROWS, by_rank, by_token, inputs, project, scale, weigh
+from .fragments import ROWS, by_column, by_rank, by_token, inputs, project, scale, weigh, weights
 from .functions import LOG2_E, RADIANS, TURNS, radians_of, sequence, turns_of
 from .order import column_of, dim_of, token_of
 
-MOVERS = 128  # threads that bring and turn k and q
 WIDE = 128  # columns of h that are rounded at a time: 32 registers
 SCORES, OUTPUT, ANGLES = 1, 2, 3  # named barriers
 
@@ -123,13 +134,31 @@ def finish(
 
 
 @T.macro
-def mask(facts, gate_shared, stage, score_frag):
-    """score_frag (C R of k, C R of q) *= M: w_j e^{s_i - s_j} for j < i, gamma_i for j = i."""
+def mask(facts, gate_shared, mask_shared, stage, score_frag):
+    """score_frag (C R of k, C R of q) *= M."""
     for m, n in T.Parallel(COLUMNS, COLUMNS):
         j, i = token_of(m, facts.R), token_of(n, facts.R)
-        fall = T.exp2(gate_shared[stage, 3, i] - gate_shared[stage, 3, j])
-        same = T.if_then_else(i == j, gate_shared[stage, 1, j], 0.0)
-        score_frag[m, n] *= T.if_then_else(i > j, gate_shared[stage, 2, j] * fall, same)
+        if facts.R >= SHARED_MASK:
+            score_frag[m, n] *= mask_shared[stage, j, i]
+        else:
+            score_frag[m, n] *= weight_of(gate_shared, stage, j, i)
+
+
+@T.macro
+def gate(facts, z_shared, stage, gate_frag, down_frag, product_frag):
+    """product_frag (P, C R) = mimo_o silu(z mimo_z), of those that there are.
+
+    gate_frag holds -log2(e) mimo_z and down_frag -mimo_o / log2(e):
+    mimo_o silu(u) = down v / (1 + 2^v), v = -log2(e) u.
+    """
+    for p, t in T.Parallel(facts.rows, facts.C):
+        for r in T.unroll(facts.R):
+            column = column_of(t, r, facts.R)
+            if "z" in facts.optional:
+                v = T.cast(z_shared[stage, t, p % facts.P], "float32") * gate_frag[p, r]
+                product_frag[p, column] = down_frag[p, r] * (v / (1.0 + T.exp2(v)))
+            else:
+                product_frag[p, column] = down_frag[p, r]
 
 
 @T.macro
@@ -145,7 +174,7 @@ def put_y(facts, y, y_shared, i_h, start, left, rank, tid):
                 ]
 
 
-def scan_kernel(facts: Facts, blocks: int, stages: int, registers: int):
+def scan_kernel(facts: Facts, blocks: int, stages: int, registers: int, early: int):
     """One block per (head, segment): the output of its tokens, and a sequence's final state."""
     R, P, N, S, C, dtype = facts.R, facts.P, facts.N, facts.S, facts.C, facts.dtype
     optional, rows, wide = facts.optional, facts.rows, min(N, WIDE)
@@ -156,6 +185,7 @@ def scan_kernel(facts: Facts, blocks: int, stages: int, registers: int):
     pool = 65536 // (blocks * threads) // 8 * 8 * threads  # registers that a block starts with
     rest = (pool - multipliers * registers) // MOVERS // 8 * 8  # for a mover
     ranks = 1 if facts.reduced else R  # of y
+    mask_shape = (stages, C, C + 4) if R >= SHARED_MASK else (1, 1, 1)  # a pad for the banks
     tokens, offsets, slots = T.dynamic("tokens"), T.dynamic("offsets"), T.dynamic("slots")
     pieces, count = T.dynamic("pieces"), T.dynamic("count")
     x_stride, z_stride = T.dynamic("x_stride"), T.dynamic("z_stride")
@@ -206,8 +236,11 @@ def scan_kernel(facts: Facts, blocks: int, stages: int, registers: int):
             x_shared = T.alloc_shared((stages, C, P), dtype)
             z_shared = T.alloc_shared((stages, C, P), dtype)
             y_shared = T.alloc_shared((C, P), dtype)
-            rate_shared = T.alloc_shared((stages, S, C), "float32")
+            rate_shared = T.alloc_shared((S, C), "float32")
             gate_shared = T.alloc_shared((stages, 4, C), "float32")
+            factor_shared = T.alloc_shared((stages, 2, C), "float32")
+            mask_shared = T.alloc_shared(mask_shape, "float32")
+            mimo_shared = T.alloc_shared((3, rows, R), "float32")
             angle_shared = T.alloc_shared((C, 2 * S + 4), "float32")  # a pad for the banks
             carry_shared = T.alloc_shared((S, 2), "float32")
             bias_shared = T.alloc_shared((2, R, N), "float32")
@@ -263,6 +296,7 @@ def scan_kernel(facts: Facts, blocks: int, stages: int, registers: int):
                             facts, gate_shared, stage, rate_shared, turns, angle_shared, mover,
                             MOVERS,
                         )  # fmt: skip
+                        prepare(facts, gate_shared, stage, factor_shared, mask_shared, mover)
                         T.sync_threads(ANGLES, MOVERS)
                         turn_tiles(
                             facts, (k_shared, q_shared), stage, bias_shared, biased, bias_local,
@@ -305,12 +339,14 @@ def scan_kernel(facts: Facts, blocks: int, stages: int, registers: int):
                     down_frag = T.alloc_fragment((rows, R), "float32")
                     square_frag = T.alloc_fragment((rows, COLUMNS), "float32")
                     norm_frag = T.alloc_fragment((COLUMNS,), "float32")
+                    product_frag = T.alloc_fragment((rows, COLUMNS), "float32")
                     T.annotate_layout({
                         in_frag: by_token(facts),
                         out_frag: by_token(facts),
                         up_frag: by_rank(facts),
                         gate_frag: by_rank(facts),
                         down_frag: by_rank(facts),
+                        product_frag: by_column(facts),
                     })  # fmt: skip
                     skip = T.alloc_var("float32", init=0.0)
                     if has_d:
@@ -324,17 +360,20 @@ def scan_kernel(facts: Facts, blocks: int, stages: int, registers: int):
                         i_seq, i_h, T.truncdiv(first, piece) + i_seq,
                         T.truncdiv(i_seg * segment, piece), has_state, tid,
                     )  # fmt: skip
-                    project(facts, "mimo_x", mimo_x, i_h, 1.0, up_frag)
-                    project(facts, "mimo_z", mimo_z, i_h, -LOG2_E, gate_frag)
-                    project(
-                        facts, "mimo_o", mimo_o, i_h, -1.0 / LOG2_E if has_z else 1.0, down_frag
-                    )
+                    unit = -1.0 / LOG2_E if has_z else 1.0
+                    project(facts, "mimo_x", mimo_x, i_h, 1.0, 0, mimo_shared, tid, multipliers)
+                    project(facts, "mimo_z", mimo_z, i_h, -LOG2_E, 1, mimo_shared, tid, multipliers)
+                    project(facts, "mimo_o", mimo_o, i_h, unit, 2, mimo_shared, tid, multipliers)
+                    T.sync_threads(SCORES, multipliers)
                     for i in T.serial(chunks):
                         stage = i % stages
                         T.mbarrier_wait_parity(ready[stage], i // stages % 2)
                         # q_i . k_j, and q_i S
                         for p, n in T.Parallel(rows, wide):
                             h_operand[p, n] = h_frag[p, n]
+                        if wide == N:  # here, where no product runs: ptxas would wait for them
+                            for p, n in T.Parallel(rows, N):
+                                h_frag[p, n] *= factor_shared[stage, 0, C - 1]
                         T.wgmma_gemm(
                             k_shared[stage, 0:COLUMNS, 0:N], q_shared[stage, 0:COLUMNS, 0:N],
                             score_frag, transpose_B=True, clear_accum=True,
@@ -345,30 +384,38 @@ def scan_kernel(facts: Facts, blocks: int, stages: int, registers: int):
                                 T.wait_wgmma(0)
                                 for p, n in T.Parallel(rows, wide):
                                     h_operand[p, n] = h_frag[p, part * wide + n]
+                                if part + 1 == N // wide:
+                                    for p, n in T.Parallel(rows, N):
+                                        h_frag[p, n] *= factor_shared[stage, 0, C - 1]
                             T.wgmma_gemm(
                                 h_operand,
                                 q_shared[stage, 0:COLUMNS, part * wide : (part + 1) * wide],
                                 y_frag, transpose_B=True, clear_accum=part == 0, policy=ROWS,
                             )  # fmt: skip
                         inputs(facts, x_shared, stage, left - i * C, in_frag)
-                        scale(facts, in_frag, up_frag, x_frag)
                         T.wait_wgmma(1)
-                        mask(facts, gate_shared, stage, score_frag)
+                        mask(facts, gate_shared, mask_shared, stage, score_frag)
                         T.copy(score_frag, score_shared)
                         T.fence_proxy_async()
-                        weigh(facts, in_frag, gate_shared, stage, up_frag, w_frag)
-                        T.wait_wgmma(0)
-                        T.sync_threads(SCORES, multipliers)
-                        # y_i = e^{s_i} q_i S + sum_j M_ij (q_i . k_j) x_j
-                        for p, n in T.Parallel(rows, COLUMNS):
-                            y_frag[p, n] *= T.exp2(gate_shared[stage, 3, token_of(n, R)])
-                        T.wgmma_gemm(x_frag, score_shared, y_frag, policy=ROWS)
                         # S = e^{s_C} S + sum_j e^{s_C - s_j} w_j x_j k_j^T
-                        for p, n in T.Parallel(rows, N):
-                            h_frag[p, n] *= T.exp2(gate_shared[stage, 3, C - 1])
+                        weights(facts, mimo_shared, 0, up_frag)
+                        weigh(facts, in_frag, factor_shared, stage, up_frag, w_frag)
                         T.wgmma_gemm(w_frag, k_shared[stage, 0:COLUMNS, 0:N], h_frag, policy=ROWS)
+                        # y_i = e^{s_i} q_i S + sum_j M_ij (q_i . k_j) x_j
                         T.wait_wgmma(1)
+                        for p, n in T.Parallel(rows, COLUMNS):
+                            y_frag[p, n] *= factor_shared[stage, 0, token_of(n, R)]
+                        scale(facts, in_frag, up_frag, x_frag)
+                        T.sync_threads(SCORES, multipliers)
+                        T.wgmma_gemm(x_frag, score_shared, y_frag, policy=ROWS)
+                        if early == 0 or has_state >= 0:  # always; a block of its own stays there
+                            weights(facts, mimo_shared, 1, gate_frag)
+                            weights(facts, mimo_shared, 2, down_frag)
+                            gate(facts, z_shared, stage, gate_frag, down_frag, product_frag)
+                        T.wait_wgmma(0)
+                        T.barrier_arrive(free[stage])
                         if has_d:
+                            weights(facts, mimo_shared, 0, up_frag)
                             for p, t in T.Parallel(rows, C):
                                 for r in T.unroll(R):
                                     y_frag[p, column_of(t, r, R)] += (
@@ -387,15 +434,8 @@ def scan_kernel(facts: Facts, blocks: int, stages: int, registers: int):
                             for p, t in T.Parallel(rows, C):
                                 out_frag[p, t] = 0.0
                                 for r in T.unroll(R // ranks):
-                                    v = T.alloc_var("float32")
-                                    v = y_frag[p, column_of(t, rank + r, R)]
-                                    v *= down_frag[p, rank + r]
-                                    if has_z:
-                                        # silu(u) = -v / log2(e) / (1 + 2^v), v = -log2(e) u
-                                        u = T.cast(z_shared[stage, t, p % P], "float32")
-                                        u = u * gate_frag[p, rank + r]
-                                        v *= u / (1.0 + T.exp2(u))
-                                    out_frag[p, t] += v
+                                    column = column_of(t, rank + r, R)
+                                    out_frag[p, t] += y_frag[p, column] * product_frag[p, column]
                             if rank > 0:
                                 T.sync_threads(OUTPUT, multipliers)
                             for p, t in T.Parallel(rows, C):
@@ -403,8 +443,6 @@ def scan_kernel(facts: Facts, blocks: int, stages: int, registers: int):
                                     y_shared[t, p] = out_frag[p, t]
                             T.sync_threads(OUTPUT, multipliers)
                             put_y(facts, y, y_shared, i_h, start + i * C, left - i * C, rank, tid)
-                        T.wait_wgmma(0)
-                        T.barrier_arrive(free[stage])
                     if end >= stop:
                         for p, n in T.Parallel(rows, N):
                             if p < P:

@@ -5,7 +5,7 @@ from tilelang.layout import make_swizzled_layout
 
 from .chunk import advance, fetch, holds_turns, keep_bias, load_bias, pair_of, turn_tiles
 from .facts import COLUMNS, Facts
-from .fragments import ROWS, by_rank, by_token, inputs, project, weigh
+from .fragments import ROWS, by_rank, by_token, inputs, project, weigh, weights
 from .functions import sequence
 
 
@@ -44,8 +44,10 @@ def states_kernel(facts: Facts, blocks: int, stages: int):
             T.annotate_min_blocks_per_sm(blocks)
             k_shared = T.alloc_shared((stages, COLUMNS, N), dtype)
             x_shared = T.alloc_shared((stages, C, P), dtype)
-            rate_shared = T.alloc_shared((stages, S, C), "float32")
+            rate_shared = T.alloc_shared((S, C), "float32")
             gate_shared = T.alloc_shared((stages, 4, C), "float32")
+            factor_shared = T.alloc_shared((stages, 2, C), "float32")
+            mimo_shared = T.alloc_shared((1, facts.rows, R), "float32")
             angle_shared = T.alloc_shared((C, 2 * S + 4), "float32")  # a pad for the banks
             bias_shared = T.alloc_shared((1, R, N), "float32")
             bias_local = T.alloc_local((1, 8), "float32")
@@ -72,7 +74,7 @@ def states_kernel(facts: Facts, blocks: int, stages: int):
             if first + (T.truncdiv(i_piece * piece, segment) + 1) * segment < stop:
                 if has_bias:
                     load_bias(facts, b_bias, bias_shared, 0, i_h, tid, threads)
-                project(facts, "mimo_x", mimo_x, i_h, 1.0, up_frag)
+                project(facts, "mimo_x", mimo_x, i_h, 1.0, 0, mimo_shared, tid, threads)
                 T.clear(h_frag)
                 turns[0] = 0
                 decay[0] = 0.0
@@ -82,6 +84,7 @@ def states_kernel(facts: Facts, blocks: int, stages: int):
                     x_shared, x_shared, full, slot, start, i_h, i_g[0], i_r[0], 0, False, False,
                 )  # fmt: skip
                 T.sync_threads()
+                weights(facts, mimo_shared, 0, up_frag)
                 keep_bias(facts, bias_shared, (has_bias,), bias_local, tid, threads)
                 for i in T.serial(piece // C):
                     stage, ahead = i % stages, i + stages - 1
@@ -89,6 +92,10 @@ def states_kernel(facts: Facts, blocks: int, stages: int):
                     advance(
                         facts, gate_shared, stage, rate_shared, turns, angle_shared, tid, threads
                     )  # fmt: skip
+                    if tid < C:
+                        fall = gate_shared[stage, 3, C - 1] - gate_shared[stage, 3, tid]
+                        weight = gate_shared[stage, 2, tid] * T.exp2(fall)
+                        factor_shared[stage, 1, tid] = weight
                     T.sync_threads()
                     if stages > 1 and ahead < piece // C:
                         fetch(
@@ -103,7 +110,7 @@ def states_kernel(facts: Facts, blocks: int, stages: int):
                     T.fence_proxy_async()
                     T.sync_threads()
                     inputs(facts, x_shared, stage, piece, in_frag)
-                    weigh(facts, in_frag, gate_shared, stage, up_frag, w_frag)
+                    weigh(facts, in_frag, factor_shared, stage, up_frag, w_frag)
                     # h = e^{s_C} h + sum_j e^{s_C - s_j} w_j x_j k_j^T
                     for p, n in T.Parallel(facts.rows, N):
                         h_frag[p, n] *= T.exp2(gate_shared[stage, 3, C - 1])
