@@ -31,6 +31,7 @@ Configs = Callable[[Any, torch.device], Iterable[Config]]
 # (op, backend) -> module under kernels/. The order is the order of preference of backend="auto".
 MODULES: dict[tuple[OpName, str], str] = {
     ("prefill", "triton"): "triton.prefill",
+    ("prefill", "tilelang"): "tilelang.prefill",
     ("prefill", "torch"): "torch.prefill",
     ("prefill", "reference"): "torch.reference",
     ("decode", "cute"): "cute.decode",

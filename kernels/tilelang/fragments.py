@@ -1,0 +1,85 @@
+"""What the products take from registers, in TileLang: x and the projections, beside accumulators.
+
+A thread holds all ranks of the tokens and rows that it has accumulators of (`order.py`), so nothing
+here needs another thread.
+"""
+
+import tilelang.language as T
+from tilelang.layout import Fragment
+
+from .facts import COLUMNS
+from .order import column_of, place_of, thread_of
+
+ROWS = T.GemmWarpPolicy.FullRow  # every warp group its own 64 rows
+
+
+def by_token(facts):
+    """The layout of a (P, C) fragment: a number beside the columns of its token."""
+    return Fragment(
+        (facts.rows, facts.C),
+        forward_thread_fn=lambda p, t: thread_of(p, t, facts.R),
+        forward_index_fn=lambda p, t: place_of(p, t, facts.R),
+    )
+
+
+def by_column(facts):
+    """The layout of a (P, C R) accumulator."""
+    return Fragment(
+        (facts.rows, COLUMNS),
+        forward_thread_fn=lambda p, m: thread_of(p, m, 1),
+        forward_index_fn=lambda p, m: place_of(p, m, 1),
+    )
+
+
+def by_rank(facts):
+    """The layout of a (P, R) fragment: every thread keeps all ranks of its two rows."""
+    return Fragment(
+        (facts.rows, facts.R),
+        forward_thread_fn=lambda p, r, lane: p // 16 * 32 + p % 8 * 4 + lane,
+        forward_index_fn=lambda p, r: p % 16 // 8 * facts.R + r,
+        replicate=4,
+    )
+
+
+@T.macro
+def project(facts, name, source, i_h, unit, part, mimo_shared, tid, threads):
+    """A head's weights of one projection, times a unit; ones if there is none. (3, P, R)"""
+    for step in T.serial(T.ceildiv(facts.rows * facts.R, threads)):
+        i = step * threads + tid
+        if i < facts.rows * facts.R:
+            p, r = i // facts.R, i % facts.R
+            mimo_shared[part, p, r] = unit
+            if name in facts.optional:
+                mimo_shared[part, p, r] = source[i_h, r, p % facts.P] * unit
+
+
+@T.macro
+def weights(facts, mimo_shared, part, target_frag):
+    """One projection's weights of a thread's rows, (P, R), from shared memory."""
+    for p, r in T.Parallel(facts.rows, facts.R):
+        target_frag[p, r] = mimo_shared[part, p, r]
+
+
+@T.macro
+def inputs(facts, x_shared, stage, left, in_frag):
+    """x in float32: zero past the sequence's end and past row P."""
+    for p, t in T.Parallel(facts.rows, facts.C):
+        x = T.cast(x_shared[stage, t, p % facts.P], "float32")
+        in_frag[p, t] = T.if_then_else(T.And(t < left, p < facts.P), x, 0.0)
+
+
+@T.macro
+def scale(facts, in_frag, up_frag, x_frag):
+    """x_frag (P, C R) = X, rounded."""
+    for p, t in T.Parallel(facts.rows, facts.C):
+        for r in T.unroll(facts.R):
+            x_frag[p, column_of(t, r, facts.R)] = in_frag[p, t] * up_frag[p, r]
+
+
+@T.macro
+def weigh(facts, in_frag, factor_shared, stage, up_frag, w_frag):
+    """w_frag (P, C R) = w_j e^{s_C - s_j} X, rounded."""
+    for p, t in T.Parallel(facts.rows, facts.C):
+        x = in_frag[p, t] * factor_shared[stage, 1, t]
+        for r in T.unroll(facts.R):
+            w_frag[p, column_of(t, r, facts.R)] = x * up_frag[p, r]

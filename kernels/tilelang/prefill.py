@@ -1,0 +1,197 @@
+"""MIMO and SISO prefill in TileLang: the chunked form of the recurrence, two or three launches.
+
+1. `activate`: activations of dt, a, lam and theta, RMSNorm of b and c: small, once per token.
+2. `segment_states`: only when sequences are cut for parallelism. One block per (head, piece):
+   what the piece adds to the state, in the frame of its first token's angles.
+3. `scan`: one block per (head, segment): the state before the segment (from the initial state and
+   the pieces before it), then chunk by chunk the output, with the state in registers.
+
+A chunk is 64 columns, (token, rank) pairs. Angles are int32 in units of 2^-32 turns: a sum wraps
+exactly where an angle does, and is the same wherever a sequence is cut.
+Batch, length, heads and groups are run-time values: one compilation serves all.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..call import Call, token_stride
+from ..cases import make_call
+from ..problem import Problem
+from ..registry import Resources, implements
+from . import compile
+from .activate import THREADS, activate_kernel
+from .chunk import MOVERS
+from .facts import Facts, facts_of
+from .scan import scan_kernel
+from .states import states_kernel
+
+H100_SMS = 132
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """How the work is cut: tokens, multiples of a chunk, `segment` one of `piece`; 0 for all."""
+
+    piece: int = 0  # one block of `segment_states`
+    segment: int = 0  # one block of `scan`
+    blocks: int = 2  # of `scan` that an SM should hold
+    stages: int = 2  # chunks in shared memory at a time
+    registers: int = 200  # of a thread that multiplies, the others share the rest; 0: all alike
+    early: int = 0  # 1: the gate is computed before the last product is waited for
+
+
+def supports(problem: Problem, device: torch.device) -> str | None:
+    """Why a problem is refused, or None."""
+    if problem.R not in (1, 2, 4, 8):
+        return f"R = {problem.R} is not 1, 2, 4 or 8"
+    if problem.N not in (32, 64, 128, 256):
+        return f"N = {problem.N} is not 32, 64, 128 or 256"
+    if problem.P not in (32, 64, 128):
+        return f"P = {problem.P} is not 32, 64 or 128"
+    if problem.dtype not in (torch.bfloat16, torch.float16):
+        return "bfloat16 or float16: its products are those of 16-bit tensor cores"
+    if device.type != "cuda":
+        return "needs a CUDA device"
+    if torch.cuda.get_device_capability(device) != (9, 0):
+        return "needs compute capability 9.0: its products are wgmma"
+    return None
+
+
+def configs(problem: Problem, device: torch.device) -> Iterator[Config]:
+    """Legal configurations, best guess first."""
+    if problem.P <= 64 and problem.N <= 128:
+        blocks, stages, registers = 2, 2, 200  # 184 serialises the wgmma
+    elif problem.N <= 128:  # 384 threads: one block an SM
+        blocks, stages, registers = 1, 2, 208
+    else:  # h takes 128 registers; two stages do not fit for R = 1
+        blocks, stages, registers = 1, 1, 216 if problem.P == 128 else 0
+    cuts = _cuts(problem, device, blocks)
+    yield Config(*cuts, blocks, stages, registers)
+    if stages > 1:  # under 99 KB for the published shapes
+        yield Config(*cuts, blocks, 1, registers)
+
+
+def _cuts(problem: Problem, device: torch.device, blocks: int) -> tuple[int, int]:
+    """Tokens per piece and per segment that fill the GPU once."""
+    chunk = facts_of(problem).C
+    longest = max(problem.lengths) if problem.lengths else problem.L
+    sms = H100_SMS
+    if device.type == "cuda":
+        sms = torch.cuda.get_device_properties(device).multi_processor_count
+    segments = blocks * sms // (problem.H * problem.sequences)
+    if segments < 2 or longest <= 4 * chunk:
+        return 0, 0
+    piece = -(-longest // (2 * segments * chunk)) * chunk
+    return piece, 2 * piece
+
+
+class Launch(NamedTuple):
+    """One kernel launch, to run on a GPU or to compile without one."""
+
+    name: str
+    build: Any
+    facts: Facts
+    options: tuple[int, ...]
+    threads: int
+    fast: bool
+    args: list[Any]
+
+    def kernel(self) -> Any:
+        """The compiled kernel."""
+        return compile.compiled(self.build, self.facts, self.options, self.fast)
+
+
+def launches(call: Call, config: Config) -> Iterator[Launch]:
+    """The two or three launches of a prefill, in order; allocates what they hand to each other."""
+    p, inputs, params = call.problem, call.inputs, call.params
+    facts, device, tokens = facts_of(p), inputs.x.device, p.B * p.L
+    C, sequences = facts.C, p.sequences
+    longest = max(p.lengths) if p.lengths else p.L
+    rates = p.H if p.theta_per_head else 1
+    slots = tokens // C + sequences
+
+    def new(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.empty(shape, dtype=dtype, device=device)
+
+    one = new(1)  # for what is absent
+    offsets = new(1, dtype=torch.int32) if call.cu_seqlens is None else call.cu_seqlens
+    packed = int(call.cu_seqlens is not None)
+    params_of = dict(params.items())
+
+    def present(*names: str) -> list[Tensor]:
+        return [params_of.get(name, one) for name in names]
+
+    bc = new(2, slots, p.G, C * p.R, p.N, dtype=p.dtype)
+    rate, gates = new(slots, rates, p.S, C), new(slots, p.H, 4, C)
+    raw = [inputs.b, inputs.c, inputs.dt, inputs.a, inputs.lam, inputs.theta]
+    yield Launch(
+        "activate", activate_kernel, facts, (), THREADS, False,
+        [*map(flat, raw), *present("dt_bias", "b_norm", "c_norm"), offsets, bc, rate, gates,
+         p.L, packed, -(-longest // C), sequences],
+    )  # fmt: skip
+
+    segment = config.segment or -(-longest // C) * C
+    piece = config.piece or segment
+    segments = -(-longest // segment)
+    x, z = aligned(inputs.x), aligned(inputs.x if inputs.z is None else inputs.z)
+    pieces = tokens // piece + sequences if segments > 1 else 1
+    carried = [
+        new(pieces, p.H, p.P, p.N),
+        new(pieces, p.H, p.S, dtype=torch.int32),
+        new(pieces, p.H),
+    ]
+    if segments > 1:
+        yield Launch(
+            "segment_states", states_kernel, facts, (3 if config.blocks > 1 else 1, config.stages),
+            facts.multipliers, True,
+            [x, bc, rate, gates, *present("b_bias", "mimo_x"), offsets, *carried,
+             p.L, packed, piece, segment, (segments - 1) * segment // piece, sequences],
+        )  # fmt: skip
+    old = call.final if call.state is None else call.state
+    weights = present("b_bias", "c_bias", "d", "mimo_x", "mimo_z", "mimo_o", "out_norm")
+    ranks = 1 if p.reduced else p.R
+    yield Launch(
+        "scan", scan_kernel, facts, (config.blocks, config.stages, config.registers, config.early),
+        facts.multipliers + MOVERS, True,
+        [x, z, bc, rate, gates, *weights, offsets, *(tensor for _, tensor in old.items()),
+         *carried, call.y.view(tokens, ranks, p.H, p.P),
+         *(tensor for _, tensor in call.final.items()),
+         p.L, packed, int(call.state is not None), piece, segment, segments],
+    )  # fmt: skip
+
+
+def flat(tensor: Tensor) -> Tensor:
+    """A (B, L, ...) input as (B L, width)."""
+    B, L, *dims = tensor.shape
+    width = 1
+    for size in dims:
+        width *= size
+    return tensor.as_strided((B * L, width), (token_stride(tensor), 1))
+
+
+def aligned(tensor: Tensor) -> Tensor:
+    """The same, for the copy engine: it needs rows on 16 bytes; a tensor that has others is copied
+    once."""
+    if tensor.data_ptr() % 16 or token_stride(tensor) * tensor.itemsize % 16:
+        tensor = tensor.contiguous()
+    return flat(tensor)
+
+
+def resources(problem: Problem, config: Config) -> list[Resources]:
+    """Registers, spills and shared memory of each launch on sm_90a; needs nvcc but no GPU."""
+    call = make_call(problem, 0, "meta")
+    return [
+        compile.resources(launch.kernel(), launch.name, launch.threads, launch.fast)
+        for launch in launches(call, config)
+    ]
+
+
+@implements("prefill", "tilelang", supports=supports, configs=configs, resources=resources)
+def prefill(call: Call, config: Config) -> None:
+    """Launch the kernels on the current stream."""
+    for launch in launches(call, config):
+        launch.kernel()(*launch.args)

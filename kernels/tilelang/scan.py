@@ -1,0 +1,451 @@
+"""The main pass over a sequence or a segment of one, in TileLang.
+
+h is kept as the products need it, (P, N) in the accumulators of one warp group for 64 rows. Those
+of a chunk, with X = x mimo_x (P, C R) from registers:
+
+    scores = k q^T (C R, C R)      y = h q^T + X (mask scores)      h = e^{s_C} h + (w X) k
+
+so that only k, q and the masked scores go through shared memory. Another warp group brings the
+chunks and turns k and q, one chunk ahead.
+"""
+
+import tilelang.language as T
+from tilelang.layout import make_swizzled_layout
+
+from .chunk import (
+    MOVERS,
+    SHARED_MASK,
+    advance,
+    fetch,
+    holds_turns,
+    keep_bias,
+    load_bias,
+    pair_of,
+    prepare,
+    turn_tiles,
+    weight_of,
+)
+from .facts import COLUMNS, Facts
+from .fragments import ROWS, by_column, by_rank, by_token, inputs, project, scale, weigh, weights
+from .functions import LOG2_E, RADIANS, TURNS, radians_of, sequence, turns_of
+from .order import column_of, dim_of, token_of
+
+WIDE = 128  # columns of h that are rounded at a time: 32 registers
+SCORES, OUTPUT, ANGLES = 1, 2, 3  # named barriers
+
+
+@T.macro
+def begin(facts, gates, h_in, k_in, x_in, mimo_x, h_frag, i_seq, i_h, slot, empty, has_state):
+    """The state before a sequence: S_0 = h_init + D_0 (1 - lam_0) sum_r x_init,r k_init,r^T."""
+    R, P, N, S = facts.R, facts.P, facts.N, facts.S
+    T.clear(h_frag)
+    ahead = T.alloc_var("float32", init=0.0)
+    if has_state != 0:
+        if not empty:
+            ahead = gates[slot, i_h, 0, 0] - gates[slot, i_h, 1, 0]
+        for p, n in T.Parallel(facts.rows, N):
+            if p < P:
+                dim = dim_of(n, N, S, facts.half)
+                h_frag[p, n] = T.cast(h_in[i_seq, i_h, p, dim], "float32")
+        for r in T.serial(R):
+            for p, n in T.Parallel(facts.rows, N):
+                if p < P:
+                    x = ahead * T.cast(x_in[i_seq, i_h, p], "float32")
+                    if "mimo_x" in facts.optional:
+                        x = x * mimo_x[i_h, r, p]
+                    dim = dim_of(n, N, S, facts.half)
+                    h_frag[p, n] += x * T.cast(k_in[i_seq, r, i_h, dim], "float32")
+
+
+def turns_before(phi_in, i_seq, i_h, i_s, has_state):
+    """The angle before a sequence."""
+    return T.if_then_else(has_state != 0, turns_of(phi_in[i_seq, i_h, i_s] * TURNS), 0)
+
+
+@T.macro
+def carry(
+    facts, phi_in, seg_h, seg_turns, seg_decay, carry_shared, h_frag,
+    i_seq, i_h, slot, pieces, has_state, tid,
+):  # fmt: skip
+    """The state before a segment: S = e^{s} S + dS Rot(phi)^T over the pieces before it."""
+    P, N, S = facts.P, facts.N, facts.S
+    pairs = 8 * S // N
+    turns = T.alloc_local((1,), "int32")
+    if pieces > 0:
+        if tid < S:
+            turns[0] = turns_before(phi_in, i_seq, i_h, tid, has_state)
+        for j in T.serial(pieces):
+            T.sync_threads(SCORES, facts.multipliers)
+            if tid < S:
+                angle = T.cast(turns[0], "float32") * RADIANS
+                carry_shared[tid, 0] = T.cos(angle)
+                carry_shared[tid, 1] = T.sin(angle)
+                turns[0] += seg_turns[slot + j, i_h, tid]
+            T.sync_threads(SCORES, facts.multipliers)
+            fall = T.exp2(seg_decay[slot + j, i_h])
+            for p, n in T.Parallel(facts.rows, N):
+                if p < P:
+                    pair = n // 8 * pairs + T.min(n % 8 // 2, pairs - 1)
+                    turned = n % 8 < 2 * pairs
+                    sign = T.cast(n % 2 * 2 - 1, "float32")
+                    cos = T.if_then_else(turned, carry_shared[pair, 0], 1.0)
+                    sin = T.if_then_else(turned, carry_shared[pair, 1] * sign, 0.0)
+                    own = seg_h[slot + j, i_h, p, n]
+                    other = seg_h[slot + j, i_h, p, n + 1 - n % 2 * 2]
+                    h_frag[p, n] = h_frag[p, n] * fall + (own * cos + other * sin)
+
+
+@T.macro
+def finish(
+    facts, x, k_shared, stage, phi_in, k_in, x_in, phi_out, k_out, x_out, turns,
+    i_seq, i_h, first, stop, has_state, tid,
+):  # fmt: skip
+    """The last angles, key and input of a sequence; one of no tokens keeps its own."""
+    R, P, N, S, C = facts.R, facts.P, facts.N, facts.S, facts.C
+    if first < stop:
+        last = (stop - 1 - first) % C
+        for step in T.serial(T.ceildiv(R * N, MOVERS)):
+            i = step * MOVERS + tid
+            if i < R * N:
+                column = column_of(last, i // N, R)
+                dim = dim_of(i % N, N, S, facts.half)
+                k_out[i_seq, i // N, i_h, dim] = k_shared[stage, column, i % N]
+        if tid < P:
+            x_out[i_seq, i_h, tid] = x[stop - 1, i_h * P + tid]
+        if holds_turns(facts, tid, MOVERS):
+            i_s, i_spread = pair_of(facts, tid, MOVERS)
+            if i_spread == 0:
+                phi_out[i_seq, i_h, i_s] = radians_of(turns[0])
+    else:
+        for step in T.serial(T.ceildiv(R * N, MOVERS)):
+            i = step * MOVERS + tid
+            if i < R * N:
+                k_out[i_seq, i // N, i_h, i % N] = T.cast(0.0, facts.dtype)
+                if has_state != 0:
+                    k_out[i_seq, i // N, i_h, i % N] = k_in[i_seq, i // N, i_h, i % N]
+        if tid < P:
+            x_out[i_seq, i_h, tid] = T.cast(0.0, facts.dtype)
+            if has_state != 0:
+                x_out[i_seq, i_h, tid] = x_in[i_seq, i_h, tid]
+        if tid < S:
+            phi_out[i_seq, i_h, tid] = 0.0
+            if has_state != 0:
+                phi_out[i_seq, i_h, tid] = phi_in[i_seq, i_h, tid]
+
+
+@T.macro
+def mask(facts, gate_shared, mask_shared, stage, score_frag):
+    """score_frag (C R of k, C R of q) *= M."""
+    for m, n in T.Parallel(COLUMNS, COLUMNS):
+        j, i = token_of(m, facts.R), token_of(n, facts.R)
+        if facts.R >= SHARED_MASK:
+            score_frag[m, n] *= mask_shared[stage, j, i]
+        else:
+            score_frag[m, n] *= weight_of(gate_shared, stage, j, i)
+
+
+@T.macro
+def gate(facts, z_shared, stage, gate_frag, down_frag, product_frag):
+    """product_frag (P, C R) = mimo_o silu(z mimo_z), of those that there are.
+
+    gate_frag holds -log2(e) mimo_z and down_frag -mimo_o / log2(e):
+    mimo_o silu(u) = down v / (1 + 2^v), v = -log2(e) u.
+    """
+    for p, t in T.Parallel(facts.rows, facts.C):
+        for r in T.unroll(facts.R):
+            column = column_of(t, r, facts.R)
+            if "z" in facts.optional:
+                v = T.cast(z_shared[stage, t, p % facts.P], "float32") * gate_frag[p, r]
+                product_frag[p, column] = down_frag[p, r] * (v / (1.0 + T.exp2(v)))
+            else:
+                product_frag[p, column] = down_frag[p, r]
+
+
+@T.macro
+def put_y(facts, y, y_shared, i_h, start, left, rank, tid):
+    """Copy y_shared (C, P) to the tokens of a chunk that there are."""
+    vectors = facts.P // 8  # 16 bytes each
+    for step in T.unroll(T.ceildiv(facts.C * vectors, facts.multipliers)):
+        i = step * facts.multipliers + tid
+        if i < T.min(left, facts.C) * vectors:
+            for e in T.vectorized(8):
+                y[start + i // vectors, rank, i_h, i % vectors * 8 + e] = y_shared[
+                    i // vectors, i % vectors * 8 + e
+                ]
+
+
+def scan_kernel(facts: Facts, blocks: int, stages: int, registers: int, early: int):
+    """One block per (head, segment): the output of its tokens, and a sequence's final state."""
+    R, P, N, S, C, dtype = facts.R, facts.P, facts.N, facts.S, facts.C, facts.dtype
+    optional, rows, wide = facts.optional, facts.rows, min(N, WIDE)
+    has_z, has_d, has_norm = "z" in optional, "d" in optional, "out_norm" in optional
+    biased = ("b_bias" in optional, "c_bias" in optional)
+    multipliers = facts.multipliers
+    threads = multipliers + MOVERS
+    pool = 65536 // (blocks * threads) // 8 * 8 * threads  # registers that a block starts with
+    rest = (pool - multipliers * registers) // MOVERS // 8 * 8  # for a mover
+    ranks = 1 if facts.reduced else R  # of y
+    mask_shape = (stages, C, C + 4) if R >= SHARED_MASK else (1, 1, 1)  # a pad for the banks
+    tokens, offsets, slots = T.dynamic("tokens"), T.dynamic("offsets"), T.dynamic("slots")
+    pieces, count = T.dynamic("pieces"), T.dynamic("count")
+    x_stride, z_stride = T.dynamic("x_stride"), T.dynamic("z_stride")
+    H, G, RATES = T.dynamic("H"), T.dynamic("G"), T.dynamic("RATES")
+
+    def size(name, *dims):
+        return dims if name in optional else (1,)
+
+    @T.prim_func
+    def scan(
+        x: T.StridedTensor((tokens, H * P), (x_stride, 1), dtype),
+        z: T.StridedTensor((tokens, H * P), (z_stride, 1), dtype),
+        bc: T.Tensor((2, slots, G, COLUMNS, N), dtype),
+        rate: T.Tensor((slots, RATES, S, C), "float32"),
+        gates: T.Tensor((slots, H, 4, C), "float32"),
+        b_bias: T.Tensor(size("b_bias", H, R, N), "float32"),
+        c_bias: T.Tensor(size("c_bias", H, R, N), "float32"),
+        d: T.Tensor(size("d", H), "float32"),
+        mimo_x: T.Tensor(size("mimo_x", H, R, P), "float32"),
+        mimo_z: T.Tensor(size("mimo_z", H, R, P), "float32"),
+        mimo_o: T.Tensor(size("mimo_o", H, R, P), "float32"),
+        out_norm: T.Tensor(size("out_norm", H, P), "float32"),
+        cu_seqlens: T.Tensor((offsets,), "int32"),
+        phi_in: T.Tensor((count, H, S), "float32"),
+        h_in: T.Tensor((count, H, P, N), facts.state_dtype),
+        k_in: T.Tensor((count, R, H, N), dtype),
+        x_in: T.Tensor((count, H, P), dtype),
+        seg_h: T.Tensor((pieces, H, P, N), "float32"),
+        seg_turns: T.Tensor((pieces, H, S), "int32"),
+        seg_decay: T.Tensor((pieces, H), "float32"),
+        y: T.Tensor((tokens, ranks, H, P), dtype),
+        phi_out: T.Tensor((count, H, S), "float32"),
+        h_out: T.Tensor((count, H, P, N), facts.state_dtype),
+        k_out: T.Tensor((count, R, H, N), dtype),
+        x_out: T.Tensor((count, H, P), dtype),
+        L: T.int32,
+        packed: T.int32,
+        has_state: T.int32,
+        piece: T.int32,
+        segment: T.int32,
+        segments: T.int32,
+    ):
+        with T.Kernel(H, segments, count, threads=threads) as (i_h, i_seg, i_seq):
+            T.annotate_min_blocks_per_sm(blocks)
+            k_shared = T.alloc_shared((stages, COLUMNS, N), dtype)
+            q_shared = T.alloc_shared((stages, COLUMNS, N), dtype)
+            score_shared = T.alloc_shared((COLUMNS, COLUMNS), dtype)
+            x_shared = T.alloc_shared((stages, C, P), dtype)
+            z_shared = T.alloc_shared((stages, C, P), dtype)
+            y_shared = T.alloc_shared((C, P), dtype)
+            rate_shared = T.alloc_shared((S, C), "float32")
+            gate_shared = T.alloc_shared((stages, 4, C), "float32")
+            factor_shared = T.alloc_shared((stages, 2, C), "float32")
+            mask_shared = T.alloc_shared(mask_shape, "float32")
+            mimo_shared = T.alloc_shared((3, rows, R), "float32")
+            angle_shared = T.alloc_shared((C, 2 * S + 4), "float32")  # a pad for the banks
+            carry_shared = T.alloc_shared((S, 2), "float32")
+            bias_shared = T.alloc_shared((2, R, N), "float32")
+            norm_shared = T.alloc_shared((COLUMNS,), "float32")
+            full = T.alloc_barrier([MOVERS] * stages)  # copied
+            ready = T.alloc_barrier([MOVERS] * stages)  # turned
+            free = T.alloc_barrier([multipliers] * stages)  # used
+            T.annotate_layout({
+                x_shared: make_swizzled_layout(x_shared),
+                z_shared: make_swizzled_layout(z_shared),
+                y_shared: make_swizzled_layout(y_shared),
+            })  # fmt: skip
+            tid = T.get_thread_binding(0)
+
+            first, stop = sequence(cu_seqlens, i_seq, L, packed)
+            start = first + i_seg * segment
+            end = T.min(start + segment, stop)
+            left = end - start  # tokens
+            chunks = T.max(T.ceildiv(left, C), 0)
+            slot = first // C + i_seq + i_seg * (segment // C)
+            if T.Or(start < stop, i_seg == 0):
+                with T.ws(multipliers // 128):
+                    if registers > 0:
+                        T.dec_max_nreg(rest)
+                    mover = tid - multipliers
+                    turns = T.alloc_local((1,), "int32")
+                    bias_local = T.alloc_local((2, 8), "float32")
+                    i_g = T.alloc_local((1,), "int32")
+                    i_r = T.alloc_local((1,), "int32")
+                    i_g[0] = T.truncdiv(i_h, T.truncdiv(H, G))
+                    i_r[0] = T.truncmod(i_h, RATES)
+                    if chunks > 0:
+                        fetch(
+                            facts, bc, rate, gates, x, z, k_shared, q_shared, rate_shared,
+                            gate_shared, x_shared, z_shared, full, slot, start,
+                            i_h, i_g[0], i_r[0], 0, True, has_z,
+                        )  # fmt: skip
+                    if biased[0]:
+                        load_bias(facts, b_bias, bias_shared, 0, i_h, mover, MOVERS)
+                    if biased[1]:
+                        load_bias(facts, c_bias, bias_shared, 1, i_h, mover, MOVERS)
+                    if holds_turns(facts, mover, MOVERS):
+                        i_s, _ = pair_of(facts, mover, MOVERS)
+                        turns[0] = turns_before(phi_in, i_seq, i_h, i_s, has_state)
+                        for j in T.serial(T.truncdiv(i_seg * segment, piece)):
+                            turns[0] += seg_turns[T.truncdiv(first, piece) + i_seq + j, i_h, i_s]
+                    T.sync_threads(ANGLES, MOVERS)
+                    keep_bias(facts, bias_shared, biased, bias_local, mover, MOVERS)
+                    for i in T.serial(chunks):
+                        stage = i % stages
+                        T.mbarrier_wait_parity(full[stage], i // stages % 2)
+                        advance(
+                            facts, gate_shared, stage, rate_shared, turns, angle_shared, mover,
+                            MOVERS,
+                        )  # fmt: skip
+                        prepare(facts, gate_shared, stage, factor_shared, mask_shared, mover)
+                        T.sync_threads(ANGLES, MOVERS)
+                        turn_tiles(
+                            facts, (k_shared, q_shared), stage, bias_shared, biased, bias_local,
+                            angle_shared, mover, MOVERS,
+                        )  # fmt: skip
+                        T.fence_proxy_async()
+                        T.barrier_arrive(ready[stage])
+                        T.sync_threads(ANGLES, MOVERS)
+                        ahead = i + 1
+                        if ahead < chunks:
+                            if ahead >= stages:
+                                T.mbarrier_wait_parity(
+                                    free[ahead % stages], (ahead // stages + 1) % 2
+                                )
+                            fetch(
+                                facts, bc, rate, gates, x, z, k_shared, q_shared, rate_shared,
+                                gate_shared, x_shared, z_shared, full, slot + ahead,
+                                start + ahead * C, i_h, i_g[0], i_r[0], ahead % stages, True,
+                                has_z,
+                            )  # fmt: skip
+                    if end >= stop:
+                        finish(
+                            facts, x, k_shared, (chunks + stages - 1) % stages, phi_in, k_in, x_in,
+                            phi_out, k_out, x_out, turns, i_seq, i_h, first, stop, has_state,
+                            mover,
+                        )  # fmt: skip
+                with T.ws(*range(multipliers // 128)):
+                    if registers > 0:
+                        T.inc_max_nreg(registers)
+                    h_frag = T.alloc_fragment((rows, N), "float32")
+                    h_operand = T.alloc_fragment((rows, wide), dtype)
+                    y_frag = T.alloc_fragment((rows, COLUMNS), "float32")
+                    score_frag = T.alloc_fragment((COLUMNS, COLUMNS), "float32")
+                    x_frag = T.alloc_fragment((rows, COLUMNS), dtype)
+                    w_frag = T.alloc_fragment((rows, COLUMNS), dtype)
+                    in_frag = T.alloc_fragment((rows, C), "float32")
+                    out_frag = T.alloc_fragment((rows, C), "float32")
+                    up_frag = T.alloc_fragment((rows, R), "float32")
+                    gate_frag = T.alloc_fragment((rows, R), "float32")
+                    down_frag = T.alloc_fragment((rows, R), "float32")
+                    square_frag = T.alloc_fragment((rows, COLUMNS), "float32")
+                    norm_frag = T.alloc_fragment((COLUMNS,), "float32")
+                    product_frag = T.alloc_fragment((rows, COLUMNS), "float32")
+                    T.annotate_layout({
+                        in_frag: by_token(facts),
+                        out_frag: by_token(facts),
+                        up_frag: by_rank(facts),
+                        gate_frag: by_rank(facts),
+                        down_frag: by_rank(facts),
+                        product_frag: by_column(facts),
+                    })  # fmt: skip
+                    skip = T.alloc_var("float32", init=0.0)
+                    if has_d:
+                        skip = d[i_h]
+                    begin(
+                        facts, gates, h_in, k_in, x_in, mimo_x, h_frag, i_seq, i_h,
+                        first // C + i_seq, first >= stop, has_state,
+                    )  # fmt: skip
+                    carry(
+                        facts, phi_in, seg_h, seg_turns, seg_decay, carry_shared, h_frag,
+                        i_seq, i_h, T.truncdiv(first, piece) + i_seq,
+                        T.truncdiv(i_seg * segment, piece), has_state, tid,
+                    )  # fmt: skip
+                    unit = -1.0 / LOG2_E if has_z else 1.0
+                    project(facts, "mimo_x", mimo_x, i_h, 1.0, 0, mimo_shared, tid, multipliers)
+                    project(facts, "mimo_z", mimo_z, i_h, -LOG2_E, 1, mimo_shared, tid, multipliers)
+                    project(facts, "mimo_o", mimo_o, i_h, unit, 2, mimo_shared, tid, multipliers)
+                    T.sync_threads(SCORES, multipliers)
+                    for i in T.serial(chunks):
+                        stage = i % stages
+                        T.mbarrier_wait_parity(ready[stage], i // stages % 2)
+                        # q_i . k_j, and q_i S
+                        for p, n in T.Parallel(rows, wide):
+                            h_operand[p, n] = h_frag[p, n]
+                        if wide == N:  # here, where no product runs: ptxas would wait for them
+                            for p, n in T.Parallel(rows, N):
+                                h_frag[p, n] *= factor_shared[stage, 0, C - 1]
+                        T.wgmma_gemm(
+                            k_shared[stage, 0:COLUMNS, 0:N], q_shared[stage, 0:COLUMNS, 0:N],
+                            score_frag, transpose_B=True, clear_accum=True,
+                            policy=T.GemmWarpPolicy.Square,
+                        )  # fmt: skip
+                        for part in tuple(range(N // wide)):
+                            if part > 0:
+                                T.wait_wgmma(0)
+                                for p, n in T.Parallel(rows, wide):
+                                    h_operand[p, n] = h_frag[p, part * wide + n]
+                                if part + 1 == N // wide:
+                                    for p, n in T.Parallel(rows, N):
+                                        h_frag[p, n] *= factor_shared[stage, 0, C - 1]
+                            T.wgmma_gemm(
+                                h_operand,
+                                q_shared[stage, 0:COLUMNS, part * wide : (part + 1) * wide],
+                                y_frag, transpose_B=True, clear_accum=part == 0, policy=ROWS,
+                            )  # fmt: skip
+                        inputs(facts, x_shared, stage, left - i * C, in_frag)
+                        T.wait_wgmma(1)
+                        mask(facts, gate_shared, mask_shared, stage, score_frag)
+                        T.copy(score_frag, score_shared)
+                        T.fence_proxy_async()
+                        # S = e^{s_C} S + sum_j e^{s_C - s_j} w_j x_j k_j^T
+                        weights(facts, mimo_shared, 0, up_frag)
+                        weigh(facts, in_frag, factor_shared, stage, up_frag, w_frag)
+                        T.wgmma_gemm(w_frag, k_shared[stage, 0:COLUMNS, 0:N], h_frag, policy=ROWS)
+                        # y_i = e^{s_i} q_i S + sum_j M_ij (q_i . k_j) x_j
+                        T.wait_wgmma(1)
+                        for p, n in T.Parallel(rows, COLUMNS):
+                            y_frag[p, n] *= factor_shared[stage, 0, token_of(n, R)]
+                        scale(facts, in_frag, up_frag, x_frag)
+                        T.sync_threads(SCORES, multipliers)
+                        T.wgmma_gemm(x_frag, score_shared, y_frag, policy=ROWS)
+                        if early == 0 or has_state >= 0:  # always; a block of its own stays there
+                            weights(facts, mimo_shared, 1, gate_frag)
+                            weights(facts, mimo_shared, 2, down_frag)
+                            gate(facts, z_shared, stage, gate_frag, down_frag, product_frag)
+                        T.wait_wgmma(0)
+                        T.barrier_arrive(free[stage])
+                        if has_d:
+                            weights(facts, mimo_shared, 0, up_frag)
+                            for p, t in T.Parallel(rows, C):
+                                for r in T.unroll(R):
+                                    y_frag[p, column_of(t, r, R)] += (
+                                        skip * in_frag[p, t] * up_frag[p, r]
+                                    )
+                        if has_norm:
+                            for p, n in T.Parallel(rows, COLUMNS):
+                                square_frag[p, n] = y_frag[p, n] * y_frag[p, n]
+                            T.reduce_sum(square_frag, norm_frag, dim=0)
+                            T.copy(norm_frag, norm_shared)
+                            T.sync_threads(SCORES, multipliers)
+                            for p, n in T.Parallel(rows, COLUMNS):
+                                weight = out_norm[i_h, p % P]
+                                y_frag[p, n] *= T.rsqrt(norm_shared[n] / P + 1e-5) * weight
+                        for rank in tuple(range(ranks)):
+                            for p, t in T.Parallel(rows, C):
+                                out_frag[p, t] = 0.0
+                                for r in T.unroll(R // ranks):
+                                    column = column_of(t, rank + r, R)
+                                    out_frag[p, t] += y_frag[p, column] * product_frag[p, column]
+                            if rank > 0:
+                                T.sync_threads(OUTPUT, multipliers)
+                            for p, t in T.Parallel(rows, C):
+                                if p < P:
+                                    y_shared[t, p] = out_frag[p, t]
+                            T.sync_threads(OUTPUT, multipliers)
+                            put_y(facts, y, y_shared, i_h, start + i * C, left - i * C, rank, tid)
+                    if end >= stop:
+                        for p, n in T.Parallel(rows, N):
+                            if p < P:
+                                h_out[i_seq, i_h, p, dim_of(n, N, S, facts.half)] = h_frag[p, n]
+
+    return scan

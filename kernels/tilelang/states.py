@@ -1,0 +1,138 @@
+"""What a piece of a sequence adds to the state, in TileLang: the first pass of cut sequences."""
+
+import tilelang.language as T
+from tilelang.layout import make_swizzled_layout
+
+from .chunk import advance, fetch, holds_turns, keep_bias, load_bias, pair_of, turn_tiles
+from .facts import COLUMNS, Facts
+from .fragments import ROWS, by_rank, by_token, inputs, project, weigh, weights
+from .functions import sequence
+
+
+def states_kernel(facts: Facts, blocks: int, stages: int):
+    """One block per (head, piece before a sequence's last segment): dS, its angle, its decay.
+
+    seg_h (pieces, H, P, N), dims by position; seg_turns (pieces, H, S); seg_decay (pieces, H),
+    log2. Keys are rotated by the angles accumulated since the piece's start.
+    """
+    R, P, N, S, C, dtype = facts.R, facts.P, facts.N, facts.S, facts.C, facts.dtype
+    has_bias, threads = "b_bias" in facts.optional, facts.multipliers
+    tokens, offsets, slots = T.dynamic("tokens"), T.dynamic("offsets"), T.dynamic("slots")
+    pieces, x_stride = T.dynamic("pieces"), T.dynamic("x_stride")
+    H, G, RATES = T.dynamic("H"), T.dynamic("G"), T.dynamic("RATES")
+
+    @T.prim_func
+    def segment_states(
+        x: T.StridedTensor((tokens, H * P), (x_stride, 1), dtype),
+        bc: T.Tensor((2, slots, G, COLUMNS, N), dtype),
+        rate: T.Tensor((slots, RATES, S, C), "float32"),
+        gates: T.Tensor((slots, H, 4, C), "float32"),
+        b_bias: T.Tensor((H, R, N) if has_bias else (1,), "float32"),
+        mimo_x: T.Tensor((H, R, P) if "mimo_x" in facts.optional else (1,), "float32"),
+        cu_seqlens: T.Tensor((offsets,), "int32"),
+        seg_h: T.Tensor((pieces, H, P, N), "float32"),
+        seg_turns: T.Tensor((pieces, H, S), "int32"),
+        seg_decay: T.Tensor((pieces, H), "float32"),
+        L: T.int32,
+        packed: T.int32,
+        piece: T.int32,
+        segment: T.int32,
+        per_sequence: T.int32,
+        sequences: T.int32,
+    ):
+        with T.Kernel(H, per_sequence, sequences, threads=threads) as (i_h, i_piece, i_seq):
+            T.annotate_min_blocks_per_sm(blocks)
+            k_shared = T.alloc_shared((stages, COLUMNS, N), dtype)
+            x_shared = T.alloc_shared((stages, C, P), dtype)
+            rate_shared = T.alloc_shared((S, C), "float32")
+            gate_shared = T.alloc_shared((stages, 4, C), "float32")
+            factor_shared = T.alloc_shared((stages, 2, C), "float32")
+            mimo_shared = T.alloc_shared((1, facts.rows, R), "float32")
+            angle_shared = T.alloc_shared((C, 2 * S + 4), "float32")  # a pad for the banks
+            bias_shared = T.alloc_shared((1, R, N), "float32")
+            bias_local = T.alloc_local((1, 8), "float32")
+            full = T.alloc_barrier([threads] * stages)
+            h_frag = T.alloc_fragment((facts.rows, N), "float32")
+            w_frag = T.alloc_fragment((facts.rows, COLUMNS), dtype)
+            in_frag = T.alloc_fragment((facts.rows, C), "float32")
+            up_frag = T.alloc_fragment((facts.rows, R), "float32")
+            T.annotate_layout({
+                in_frag: by_token(facts),
+                up_frag: by_rank(facts),
+                x_shared: make_swizzled_layout(x_shared),
+            })  # fmt: skip
+            turns = T.alloc_local((1,), "int32")
+            decay = T.alloc_local((1,), "float32")
+            i_g = T.alloc_local((1,), "int32")
+            i_r = T.alloc_local((1,), "int32")
+            tid = T.get_thread_binding(0)
+
+            i_g[0] = T.truncdiv(i_h, T.truncdiv(H, G))
+            i_r[0] = T.truncmod(i_h, RATES)
+            first, stop = sequence(cu_seqlens, i_seq, L, packed)
+            start = first + i_piece * piece
+            if first + (T.truncdiv(i_piece * piece, segment) + 1) * segment < stop:
+                if has_bias:
+                    load_bias(facts, b_bias, bias_shared, 0, i_h, tid, threads)
+                project(facts, "mimo_x", mimo_x, i_h, 1.0, 0, mimo_shared, tid, threads)
+                T.clear(h_frag)
+                turns[0] = 0
+                decay[0] = 0.0
+                slot = first // C + i_seq + i_piece * piece // C
+                fetch(
+                    facts, bc, rate, gates, x, x, k_shared, k_shared, rate_shared, gate_shared,
+                    x_shared, x_shared, full, slot, start, i_h, i_g[0], i_r[0], 0, False, False,
+                )  # fmt: skip
+                T.sync_threads()
+                weights(facts, mimo_shared, 0, up_frag)
+                keep_bias(facts, bias_shared, (has_bias,), bias_local, tid, threads)
+                for i in T.serial(piece // C):
+                    stage, ahead = i % stages, i + stages - 1
+                    T.mbarrier_wait_parity(full[stage], i // stages % 2)
+                    advance(
+                        facts, gate_shared, stage, rate_shared, turns, angle_shared, tid, threads
+                    )  # fmt: skip
+                    if tid < C:
+                        fall = gate_shared[stage, 3, C - 1] - gate_shared[stage, 3, tid]
+                        weight = gate_shared[stage, 2, tid] * T.exp2(fall)
+                        factor_shared[stage, 1, tid] = weight
+                    T.sync_threads()
+                    if stages > 1 and ahead < piece // C:
+                        fetch(
+                            facts, bc, rate, gates, x, x, k_shared, k_shared, rate_shared,
+                            gate_shared, x_shared, x_shared, full, slot + ahead,
+                            start + ahead * C, i_h, i_g[0], i_r[0], ahead % stages, False, False,
+                        )  # fmt: skip
+                    turn_tiles(
+                        facts, (k_shared,), stage, bias_shared, (has_bias,), bias_local,
+                        angle_shared, tid, threads,
+                    )  # fmt: skip
+                    T.fence_proxy_async()
+                    T.sync_threads()
+                    inputs(facts, x_shared, stage, piece, in_frag)
+                    weigh(facts, in_frag, factor_shared, stage, up_frag, w_frag)
+                    # h = e^{s_C} h + sum_j e^{s_C - s_j} w_j x_j k_j^T
+                    for p, n in T.Parallel(facts.rows, N):
+                        h_frag[p, n] *= T.exp2(gate_shared[stage, 3, C - 1])
+                    T.wgmma_gemm(w_frag, k_shared[stage, 0:COLUMNS, 0:N], h_frag, policy=ROWS)
+                    decay[0] += gate_shared[stage, 3, C - 1]
+                    T.wait_wgmma(0)
+                    if stages == 1 and i + 1 < piece // C:
+                        T.sync_threads()
+                        fetch(
+                            facts, bc, rate, gates, x, x, k_shared, k_shared, rate_shared,
+                            gate_shared, x_shared, x_shared, full, slot + i + 1,
+                            start + (i + 1) * C, i_h, i_g[0], i_r[0], 0, False, False,
+                        )  # fmt: skip
+                slot_out = T.truncdiv(first, piece) + i_seq + i_piece
+                for p, n in T.Parallel(facts.rows, N):
+                    if p < P:
+                        seg_h[slot_out, i_h, p, n] = h_frag[p, n]
+                if holds_turns(facts, tid, threads):
+                    i_s, i_spread = pair_of(facts, tid, threads)
+                    if i_spread == 0:
+                        seg_turns[slot_out, i_h, i_s] = turns[0]
+                if tid == 0:
+                    seg_decay[slot_out, i_h] = decay[0]
+
+    return segment_states
