@@ -44,7 +44,10 @@ def test_help_imports_nothing_heavy():
 @pytest.mark.parametrize(
     ("line", "says"),
     [
-        ("check --backend torhc", "prefill has no 'torhc'; there are triton, tilelang, torch, reference"),
+        (
+            "check --backend torhc",
+            "prefill has no 'torhc'; there are triton, torch, tilelang, reference",
+        ),
         ("check --op decode --backend triton,cuda", "there are"),
         ("check --dtype fp8", "--dtype: expected words out of bf16, fp16, fp32, tf32, got 'fp8'"),
         ("check --state 0", "--state: expected positive whole numbers, got '0'"),
