@@ -41,7 +41,7 @@ class Config:
     blocks: int = 2  # of `scan` that an SM should hold
     stages: int = 2  # chunks in shared memory at a time
     registers: int = 200  # of a thread that multiplies, the others share the rest; 0: all alike
-    early: int = 0  # 1: the gate is computed before the last product is waited for
+    early: bool = False  # whether the gate is computed before the last product is waited for
 
 
 def supports(problem: Problem, device: torch.device) -> str | None:

@@ -174,7 +174,7 @@ def put_y(facts, y, y_shared, i_h, start, left, rank, tid):
                 ]
 
 
-def scan_kernel(facts: Facts, blocks: int, stages: int, registers: int, early: int):
+def scan_kernel(facts: Facts, blocks: int, stages: int, registers: int, early: bool):
     """One block per (head, segment): the output of its tokens, and a sequence's final state."""
     R, P, N, S, C, dtype = facts.R, facts.P, facts.N, facts.S, facts.C, facts.dtype
     optional, rows, wide = facts.optional, facts.rows, min(N, WIDE)
@@ -408,7 +408,7 @@ def scan_kernel(facts: Facts, blocks: int, stages: int, registers: int, early: i
                         scale(facts, in_frag, up_frag, x_frag)
                         T.sync_threads(SCORES, multipliers)
                         T.wgmma_gemm(x_frag, score_shared, y_frag, policy=ROWS)
-                        if early == 0 or has_state >= 0:  # always; a block of its own stays there
+                        if not early or has_state >= 0:  # always; a block of its own stays there
                             weights(facts, mimo_shared, 1, gate_frag)
                             weights(facts, mimo_shared, 2, down_frag)
                             gate(facts, z_shared, stage, gate_frag, down_frag, product_frag)
