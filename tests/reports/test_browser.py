@@ -40,7 +40,6 @@ class Visit:
     def choose(self, **wanted: str) -> None:
         """Set some selects of the filter, after all others were cleared."""
         self.page.locator("#filter button").click()
-        self.page.wait_for_timeout(0)  # the page applies a reset once it is done
         for name, value in wanted.items():
             self.page.locator(f"#filter select[name={name}]").select_option(value)
 
