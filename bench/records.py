@@ -90,6 +90,9 @@ class Row:
     rival: bool = False  # other people's kernel
     match: str = ""  # of a job: those of its rows that have times were timed interleaved
     repeat: int = 0  # rows that differ in this alone are one thing, measured in several processes
+    kind: str = ""  # of the run: check, sweep, tune or resources; empty in older records
+    source: str = ""  # hash of the kernel's files
+    place: dict[str, Any] | None = None  # of the config in a tuning: index, of, names
 
     def __post_init__(self) -> None:
         if self.status not in get_args(Status):

@@ -185,7 +185,9 @@ class Runner:
                 seat.environment |= {"ceilings": row.environment.get("ceilings")}
                 self.ledger.keep(row)
             case Finished(healthy):
-                seat.job = None
+                if seat.left:  # another's fault ended it: in a fresh process
+                    self.queue.appendleft(Job(tuple(seat.left.values())))
+                seat.job, seat.left = None, {}
                 if not healthy:
                     self._bury(seat)
 

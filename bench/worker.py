@@ -9,6 +9,7 @@ import faulthandler
 import json
 import signal
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from multiprocessing.connection import Connection
@@ -20,6 +21,7 @@ from ..kernels import registry
 from ..kernels.bound import Bound
 from ..kernels.family import Call, HardCase, Problem, family, make_call
 from ..kernels.registry import Config, Implementation, config_dict
+from ..kernels.toolchain import source_hash
 from . import ceilings, peers, plugins
 from .buffers import differing
 from .gate import Gate, Verdict
@@ -27,6 +29,7 @@ from .gpu import Gpu
 from .graphs import FalseReplay, GraphBench, NotCaptured
 from .hardware import environment
 from .jobs import Done, Entry, Finished, Hello, Job, Settings, Stage, Start
+from .race import Race
 from .records import Error, Row, Status, Times
 from .timing import CpuBench, host_time
 
@@ -64,6 +67,10 @@ class NotRun(Exception):
         self.status: Status = status
         self.reason = reason
         self.errors = errors or {}
+
+
+class DeviceLost(BaseException):
+    """The device does not answer any more; no handler of a kernel's errors may catch it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,8 +127,12 @@ class Worker:
         self._match = job.match
         try:
             self._work(left)
-        except Exception as error:  # nobody's in particular: every entry left gets it
-            for index in list(left):
+        except DeviceLost:
+            return False
+        except Exception as error:
+            if len(left) > 1 and not self._healthy():
+                raise  # ends this process: the parent runs each entry left by itself
+            for index in list(left):  # nobody's in particular: every entry left gets it
                 self._fail(left, index, error)
         return self._healthy()
 
@@ -218,6 +229,9 @@ class Worker:
         if not timed:
             return
         self._tell(timed[0].solver.index if len(timed) == 1 else None, "timing")
+        if self.settings.kind == "tune":
+            self._race(left, bench, timed)
+            return
         all_times = bench.measure(self.settings.budget_s)
         fresh: dict[Problem, Gate] = {}
         for position, (one, times) in enumerate(zip(timed, all_times, strict=True)):
@@ -231,6 +245,29 @@ class Worker:
                 self._done(left, one, times)
             except Exception as error:
                 self._fail(left, one.solver.index, error)
+
+    def _race(
+        self, left: dict[int, Entry], bench: GraphBench | CpuBench, timed: Sequence[Passed]
+    ) -> None:
+        """Race the candidates for one problem, the default in every lap; each is gated again."""
+        self._tell(None, "building other inputs and their float64 truth")
+        fresh = self._gate(timed[0].solver.problem, self.settings.seed + 1)
+        race = Race(
+            bench.lap,
+            [left[one.solver.index].default for one in timed],
+            self.settings.finalists,
+        )
+        self._tell(None, "racing")
+        for out in race.run(self.settings.budget_s):
+            one = timed[out.index]
+            self._tell(one.solver.index, "gate after timing")
+            times = bench.times(out.samples)
+            try:
+                self._believe(bench, out.index, one, times, fresh)
+                self._done(left, one, times, reason=out.reason)
+            except Exception as error:
+                self._fail(left, one.solver.index, error)
+            self._tell(None, "racing")
 
     def _believe(
         self, bench: GraphBench | CpuBench, position: int, one: Passed, times: Times, fresh: Gate
@@ -256,9 +293,12 @@ class Worker:
         implementation.forget()
         if entry.config is None:
             return Solver(
-                index, problem, implementation, implementation.default(problem, self.device)
+                index, problem, implementation, implementation.chosen(problem, self.device)
             )
-        for config in implementation.configs(problem, self.device):
+        if self.settings.kind == "resources":  # for another device: what is legal there is legal
+            kind = type(implementation.default(problem, self.device))
+            return Solver(index, problem, implementation, kind(**entry.config))
+        for config in implementation.candidates(problem, self.device).values():
             if config_dict(config) == entry.config:
                 return Solver(index, problem, implementation, config)
         raise NotRun("skipped", f"config {entry.config} is not legal for this problem here")
@@ -350,7 +390,9 @@ class Worker:
         row = blank_row(left.pop(index), self.settings, self.environment, self._match)
         errors = error.errors if isinstance(error, NotRun) else {}
         self.parent.send(Done(index, replace(row, status=status, reason=reason, errors=errors)))
-        if self.device.type == "cuda" and self._healthy():
+        if not self._healthy():
+            raise DeviceLost  # whatever ran next would fail for this one's fault
+        if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
     def _done(
@@ -362,7 +404,8 @@ class Worker:
     ) -> None:
         index = one.solver.index
         row = blank_row(left.pop(index), self.settings, self.environment, self._match)
-        resources = self._figures(one.solver) if times is not None else []
+        figures = times is not None and self.settings.kind != "tune"  # compiled for them before
+        resources = self._figures(one.solver) if figures else []
         row = replace(
             row,
             status=one.verdict.status,
@@ -420,5 +463,8 @@ def blank_row(entry: Entry, settings: Settings, environment: dict[str, Any], mat
         environment=environment,
         rival=registry.is_rival(problem.op, entry.backend),
         match=match,
+        kind=settings.kind,
+        source=source_hash(registry.module_name(problem.op, entry.backend) or ""),
+        place=None if entry.place is None else asdict(entry.place),
         repeat=entry.repeat,
     )
