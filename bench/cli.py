@@ -34,9 +34,9 @@ examples:
   mamba3-bench compare runs/old runs/new --threshold 1% --markdown verdict.md --json verdict.json
   mamba3-bench compare runs/old runs/new --pass same,faster       # cannot tell is a failure, too
 """
-TUNE_EPILOG = """each candidate is compiled once, gated against the float64 truth in a process that may
-die of it, raced against the others and the default, gated again, and confirmed in fresh
-processes. The default wins unless something is faster beyond doubt. `why` tells what a tuning has changed.
+TUNE_EPILOG = """each candidate is compiled once, gated against the float64 truth in a process that
+may die of it, raced against the others and the default, gated again, and confirmed in fresh
+processes. The default wins unless something is faster beyond doubt. `why` tells what runs now.
 
 examples:
   mamba3-bench tune --op decode --rank 1,4 --batch 1,8,32,128 --out runs/tune-decode

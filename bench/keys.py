@@ -70,7 +70,7 @@ def source_hash(op: OpName, backend: str, plugins: tuple[str, ...], choosing: bo
         plugins = (*plugins, *filter(None, [module_name(op, backend)]))
     files += [file for folder in folders for file in folder.glob("*.py")]
     if choosing:
-        files += list((tops[0] / "tuned").glob("*"))
+        files += list((tops[0] / "tuned").glob("*.json"))
     return _hash({*files, *(path for name in plugins if (path := source_file(name)))})
 
 

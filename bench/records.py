@@ -102,6 +102,11 @@ class Row:
         if self.status != "ok" and not self.reason:
             raise ValueError(f"a {self.status} row needs a reason")
 
+    @property
+    def screening(self) -> bool:
+        """A step of a tuning before its confirmation, for the tuning's own page alone."""
+        return self.place is not None and self.kind != "sweep"
+
     @classmethod
     def from_json(cls, text: str) -> Self:
         """The row of one line."""

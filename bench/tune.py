@@ -10,6 +10,7 @@
 """
 
 import argparse
+import json
 import os
 import random
 from collections.abc import Sequence
@@ -197,22 +198,26 @@ def confirmations(
 ) -> list[Job]:
     """Jobs that time the finalists of all backends of a problem together, in fresh processes."""
     known = {
-        (entry.problem.op, entry.backend, str(entry.problem.as_dict()), str(entry.config)): entry
+        _name(entry.problem.as_dict(), entry.backend, entry.config): entry
         for job in raced
         for entry in job.entries
     }
     together: dict[str, list[Entry]] = {}
     for field in fields:
-        problem = str(field.problem)
         for one in field.finalists(most):
-            entry = known.get((field.op, field.backend, problem, str(one.config)))
+            entry = known.get(_name(field.problem, field.backend, one.config))
             if entry is not None:
-                together.setdefault(f"{field.op} {problem}", []).append(entry)
+                together.setdefault(_name(field.problem), []).append(entry)
     return [
         Job(tuple(replace(entry, repeat=repeat) for entry in entries))
         for repeat in range(1, processes + 1)
         for entries in together.values()
     ]
+
+
+def _name(*parts: Any) -> str:
+    """Plain values as text; the order of their names, which records do not keep, does not count."""
+    return json.dumps(parts, sort_keys=True)
 
 
 def present(page: Console, rows: Sequence[Row], arguments: argparse.Namespace) -> int:

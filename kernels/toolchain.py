@@ -51,12 +51,13 @@ def made_with(
 def source_hash(module: str) -> str:
     """A hash of a kernel's module and of what it imports from its own folder."""
     digest = hashlib.sha256()
-    for path in sorted(_files(module)):
+    for path in sorted(kernel_files(module)):
         digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()[:16]
 
 
-def _files(module: str) -> set[Path]:
+def kernel_files(module: str) -> set[Path]:
+    """A module and what it imports from its own folder, directly or not; empty for none."""
     spec = None
     with suppress(ImportError, ValueError):  # a module made from a file, or none
         spec = find_spec(module)
