@@ -403,8 +403,9 @@ class Worker:
         reason: str = "",
     ) -> None:
         index = one.solver.index
-        row = blank_row(left.pop(index), self.settings, self.environment, self._match)
-        figures = times is not None and self.settings.kind != "tune"  # compiled for them before
+        entry = left.pop(index)
+        row = blank_row(entry, self.settings, self.environment, self._match)
+        figures = times is not None and entry.place is None  # a tuning has them beforehand
         resources = self._figures(one.solver) if figures else []
         row = replace(
             row,
