@@ -61,10 +61,12 @@ def run(page: Console, arguments: argparse.Namespace, given: Sequence[str]) -> i
         return present(page, records.read(arguments.replay), arguments)
     plugins.load(arguments.plugin)
     device = device_of(arguments)
-    found = (candidates(pair, device, arguments) for pair in pairs(arguments))
-    fields = [job for job in found if job is not None]
+    found = [candidates(pair, device, arguments) for pair in pairs(arguments)]
+    fields = [one for one in found if isinstance(one, Job)]
+    for reason in dict.fromkeys(one for one in found if isinstance(one, str)):
+        page.print(f"left out: {escape(reason)}", highlight=False, soft_wrap=True)
     if not fields:
-        page.print("nothing to tune: no backend chosen here has more than one config for these")
+        page.print("nothing to tune")
         return NOTHING
     here = environment(device)
     settings = Settings(
@@ -107,19 +109,20 @@ def pairs(arguments: argparse.Namespace) -> list[tuple[Problem, str]]:
 
 def candidates(
     pair: tuple[Problem, str], device: torch.device, arguments: argparse.Namespace
-) -> Job | None:
-    """The candidates for a problem by a backend, the default first; None if there is no choice.
+) -> Job | str:
+    """The candidates for a problem by a backend, the default first; a reason if there is no choice.
 
     With `--most` a part of them, drawn from the seed: any such part holds the default.
     """
     problem, backend = pair
-    if registry.refusal(problem.op, backend, problem, device) is not None:
-        return None
+    refusal = registry.refusal(problem.op, backend, problem, device)
+    if refusal is not None:
+        return f"{backend} {problem.op}: {refusal}"
     named: dict[Config, list[str]] = {}
     for name, config in registry.get(problem.op, backend).candidates(problem, device).items():
         named.setdefault(config, []).append(name)
     if len(named) < 2:
-        return None
+        return f"{backend} {problem.op}: it has one config"
     chosen = list(enumerate(named.items()))
     if arguments.most is not None and arguments.most < len(chosen):
         others = random.Random(arguments.seed).sample(chosen[1:], arguments.most - 1)
