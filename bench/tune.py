@@ -32,9 +32,10 @@ from .cover import Cover
 from .fields import Decision, Field, decide, read
 from .hardware import environment
 from .jobs import Entry, Job, Place, Settings
+from .ledger import Outcome, Slot
 from .records import Row
 from .report import write_tuning
-from .runner import Outcome, Runner, Slot
+from .runner import Runner
 from .session import (
     NOTHING,
     RIGHT,
