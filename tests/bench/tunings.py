@@ -29,7 +29,7 @@ def candidate(index, us, rng, at=None, *, config=None, names=None, of=3, confirm
     status = more.pop("status", "ok")
     resources = more.pop("resources", [])
     config = config or {"chunk": 32 << index, "num_warps": 4}
-    names = names or (("default",) if index == 0 else ()) + (f"chunk={config['chunk']}",)
+    names = names or (("default",) if index == 0 else ()) + (f"chunk={config.get('chunk')}",)
     rows = []
     if resources:
         more_compiled = {"status": "skipped", "reason": "compiled", "resources": resources}

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,9 @@ import torch
 from mamba3_bench.bench import shipping
 from mamba3_bench.bench.cli import main
 from mamba3_bench.bench.fields import decide, read
-from mamba3_bench.kernels import lookup, registry, toolchain
+from mamba3_bench.bench.grid import Axes, problems
+from mamba3_bench.kernels import lookup, ops, plans, registry, toolchain
+from mamba3_bench.kernels.family import make_call
 from mamba3_bench.kernels.lookup import StaleWarning, file_name
 from mamba3_bench.kernels.problem import Problem
 
@@ -124,6 +127,37 @@ def test_off(here, monkeypatch):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert choice(problem(8, 1024))[1].how == "default"
+
+
+def test_a_call_without_a_config_runs_the_winner(monkeypatch, tmp_path):
+    """By `auto` and by name; the look-up is made once for calls of a kind, not for each."""
+    (shape,) = problems(Axes(batch=(1,), length=(9,), heads=(2,), head_size=(8,), state=(8,)))
+    torch_prefill = registry.get("prefill", "torch")
+    ran, asked = [], []
+    spy = replace(torch_prefill, run=lambda call, config: ran.append(config.chunk_size))
+    monkeypatch.setitem(registry._registered, ("prefill", "torch"), spy)
+    rng, rows = np.random.default_rng(0), []
+    for index, size in enumerate((64, 16)):
+        config = {"chunk_size": size}
+        rows += tunings.candidate(index, 100 - 50 * index, rng, shape, config=config)
+    rows = [replace(row, backend="torch") for row in rows]
+    shipping.write(shipping.files(decide(read(rows))), tmp_path)
+    monkeypatch.setenv(lookup.VARIABLE, str(tmp_path))
+    monkeypatch.setattr(lookup, "gpu_of", lambda device: GPU)
+    monkeypatch.setattr(lookup, "fingerprint", lambda *of: asked.append(of) or then)
+    (table,) = json.loads((tmp_path / file_name(GPU)).read_text())["tables"]
+    then = table["fingerprint"]
+    lookup.forget()
+    plans.forget()
+    call = make_call(shape, 0)
+    for _ in range(3):
+        ops.prefill(call.inputs, call.params, backend="torch")
+        ops.prefill(call.inputs, call.params)
+    assert ran == [16] * 6
+    assert asked == [("torch", "mamba3_bench.kernels.torch.prefill")]
+    monkeypatch.undo()
+    lookup.forget()
+    plans.forget()
 
 
 def found(us=None, failed=False):
