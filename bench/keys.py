@@ -25,6 +25,7 @@ MEASURING = (
     "gpu.py",
     "graphs.py",
     "race.py",
+    "rows.py",
     "sampler.py",
     "timing.py",
     "worker.py",

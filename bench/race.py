@@ -12,8 +12,6 @@ import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from scipy.stats import wilcoxon
-
 EQUAL = 0.005  # a smaller difference is none: it is what two processes differ by (H100)
 ALPHA = 0.01
 LAPS = 4
@@ -80,6 +78,8 @@ class Race:
 
 def slower(samples: Sequence[float], leader: Sequence[float]) -> str:
     """How much slower than the leader, if that is beyond doubt; else empty."""
+    from scipy.stats import wilcoxon  # a second, which no other worker need wait
+
     logs = [math.log(a / b) for a, b in zip(samples, leader, strict=True)]
     median = statistics.median(logs)
     if median < math.log1p(EQUAL):

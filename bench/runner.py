@@ -17,7 +17,7 @@ from .jobs import Done, Entry, Finished, Hello, Job, Message, Settings, Stage, S
 from .ledger import Ledger, Observer, Outcome, RunError, Slot, check_alike, locked
 from .process import Process
 from .records import Status
-from .worker import blank_row
+from .rows import blank_row
 
 Before = Callable[[Sequence[Job], dict[str, Any]], None]
 START_S = 300.0  # for a worker to import its packages and answer

@@ -21,16 +21,16 @@ from ..kernels import registry
 from ..kernels.bound import Bound
 from ..kernels.family import Call, HardCase, Problem, family, make_call
 from ..kernels.registry import Config, Implementation, config_dict
-from ..kernels.toolchain import source_hash
 from . import ceilings, peers, plugins
 from .buffers import differing
 from .gate import Gate, Verdict
 from .gpu import Gpu
-from .graphs import FalseReplay, GraphBench, NotCaptured
+from .graphs import GraphBench, NotCaptured
 from .hardware import environment
 from .jobs import Done, Entry, Finished, Hello, Job, Settings, Stage, Start
 from .race import Race
-from .records import Error, Row, Status, Times
+from .records import Times
+from .rows import NotRun, blank_row, explain
 from .timing import CpuBench, host_time
 
 PR_SET_PDEATHSIG = 1
@@ -57,16 +57,6 @@ def main(descriptor: int) -> None:
             parent.send(Finished(healthy))
             if not healthy:
                 return
-
-
-class NotRun(Exception):
-    """Ends the work on one entry, with the status and reason of its row."""
-
-    def __init__(self, status: Status, reason: str, errors: dict[str, Error] | None = None) -> None:
-        super().__init__(reason)
-        self.status: Status = status
-        self.reason = reason
-        self.errors = errors or {}
 
 
 class DeviceLost(BaseException):
@@ -428,44 +418,3 @@ class Worker:
         with suppress(Exception):  # a right result and its time stand without them
             return [asdict(kernel) for kernel in compiled(solver.problem, solver.config)]
         return []
-
-
-def explain(error: Exception) -> tuple[Status, str]:
-    """The status and reason of a row whose run raised."""
-    if isinstance(error, NotRun):
-        return error.status, error.reason
-    if isinstance(error, FalseReplay):
-        return "wrong", str(error)
-    text = " ".join(str(error).split())[:500]
-    reason = f"{type(error).__name__}: {text}" if text else type(error).__name__
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return "run-failed", f"out of memory: {reason}"
-    names = " ".join(kind.__name__ for kind in type(error).__mro__)
-    # the DSLs share no base class; these words are in the names of their compilers' errors
-    if any(word in names for word in ("Compil", "OutOfResources", "PTXAS", "MLIR")):
-        return "compile-failed", reason
-    return "run-failed", reason
-
-
-def blank_row(entry: Entry, settings: Settings, environment: dict[str, Any], match: str) -> Row:
-    """A row with everything that is known before the run."""
-    problem = entry.problem
-    return Row(
-        key=entry.key,
-        op=problem.op,
-        backend=entry.backend,
-        status="run-failed",
-        reason="not run yet",
-        problem=problem.as_dict(),
-        config=entry.config or {},
-        seed=settings.seed,
-        bytes=problem.bytes,
-        flops=problem.flops,
-        environment=environment,
-        rival=registry.is_rival(problem.op, entry.backend),
-        match=match,
-        kind=settings.kind,
-        source=source_hash(registry.module_name(problem.op, entry.backend) or ""),
-        place=None if entry.place is None else asdict(entry.place),
-        repeat=entry.repeat,
-    )
