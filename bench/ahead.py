@@ -37,12 +37,12 @@ def compile_ahead(
     """Compile the kernels of the jobs left, with those of their hard cases."""
     if environment.get("compute_capability") != COMPILED_FOR:
         return
-    jobs = compile_jobs(left)
+    jobs = compile_jobs(left, environment.get("gpu"))
     if not jobs:
         return
     slot = Slot("cpu", {"OMP_NUM_THREADS": "1"})
     slots = [slot] * min(len(jobs), len(os.sched_getaffinity(0)))
-    watch = _Watch(progress)
+    watch = Quiet(progress)
     outcome = Runner(replace(settings, kind="resources", interpret=False), slots, None, watch).run(
         jobs
     )
@@ -50,11 +50,14 @@ def compile_ahead(
         raise KeyboardInterrupt
 
 
-def compile_jobs(left: Sequence[Job]) -> list[Job]:
-    """One job per distinct problem, backend and config whose kernels are kept on disk."""
+def compile_jobs(left: Sequence[Job], gpu: str | None = None) -> list[Job]:
+    """One job per distinct problem, backend and config whose kernels are kept on disk.
+
+    gpu: the name of the GPU whose tuned configs count where none is named.
+    """
     asked: dict[tuple[Problem, str, str], Job] = {}
     for entry in (entry for job in left for entry in job.entries):
-        config = _config(entry)
+        config = _config(entry, gpu)
         if config is not None:
             cases = family(entry.problem.op).hard_cases(entry.problem)
             for problem in (*(case.problem for case in cases), entry.problem):
@@ -66,7 +69,7 @@ def compile_jobs(left: Sequence[Job]) -> list[Job]:
     return jobs
 
 
-def _config(entry: Entry) -> dict[str, Any] | None:
+def _config(entry: Entry, gpu: str | None) -> dict[str, Any] | None:
     """The config to compile, None if there is nothing to compile ahead."""
     problem = entry.problem
     if entry.backend not in registry.KEPT_ON_DISK:
@@ -78,10 +81,10 @@ def _config(entry: Entry) -> dict[str, Any] | None:
         return None
     if entry.config is not None:
         return entry.config
-    return config_dict(implementation.default(problem, torch.device("cpu")))
+    return config_dict(implementation.choice(problem, gpu, torch.device("cpu"))[0])
 
 
-class _Watch:
+class Quiet:
     """Counts rows, whatever they say."""
 
     def __init__(self, progress: Progress) -> None:

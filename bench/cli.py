@@ -34,6 +34,19 @@ examples:
   mamba3-bench compare runs/old runs/new --threshold 1% --markdown verdict.md --json verdict.json
   mamba3-bench compare runs/old runs/new --pass same,faster       # cannot tell is a failure, too
 """
+TUNE_EPILOG = """each candidate is compiled once, gated against the float64 truth in a process that
+may die of it, raced against the others and the default, gated again, and confirmed in fresh
+processes. The default wins unless something is faster beyond doubt. `why` tells what runs now.
+
+examples:
+  mamba3-bench tune --op decode --rank 1,4 --batch 1,8,32,128 --out runs/tune-decode
+  mamba3-bench tune --backend triton --batch 1,8 --length 512:16384:*2 --ship
+  mamba3-bench tune --replay runs/tune/records.jsonl --out runs/again
+  mamba3-bench why --batch 8 --length 3000
+
+exit codes: 0 every problem has a winner, 1 some problem has no right candidate, 3 nothing to tune,
+130 interrupted (run the same again to go on)
+"""
 OPS = (
     *("prefill", "decode"),
     *("mamba2.prefill", "mamba2.decode", "gdn.prefill", "gdn.decode"),
@@ -108,6 +121,13 @@ def parser() -> argparse.ArgumentParser:
     sweep.add_argument(
         "--budget", type=float, default=0.3, metavar="S", help="seconds measured per entry (0.3)"
     )
+    _tune_options(commands)
+    why = add("why", "which backend and config run a problem on a GPU, and why these")
+    _grid_options(why)
+    why.add_argument(
+        "--gpu", metavar="NAME", help="another GPU than this machine's, as `tune` has it"
+    )
+    why.add_argument("--plugin", action="append", default=[], metavar="FILE", help="as for sweep")
     resources = add("resources", "registers, spills and shared memory of every shipped config")
     _grid_options(resources)
     _run_options(resources, None)
@@ -125,6 +145,55 @@ def parser() -> argparse.ArgumentParser:
     report.add_argument("records", nargs="+", type=Path, help="record files (records.jsonl)")
     report.add_argument("--out", type=Path, default=Path("runs/report"), help="folder to write to")
     return top
+
+
+def _tune_options(commands: Any) -> None:
+    text = "the right and fastest config of each kernel, for each problem of a grid; resumes"
+    tune = commands.add_parser(
+        "tune",
+        help=text,
+        description=text,
+        epilog=TUNE_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    _grid_options(tune)
+    _run_options(tune, "runs/tune")
+    group = tune.add_argument_group("tuning")
+    group.add_argument(
+        "--budget",
+        type=float,
+        default=0.02,
+        metavar="S",
+        help="seconds measured per candidate in the first of four laps; each doubles it (0.02)",
+    )
+    group.add_argument(
+        "--finalists",
+        type=positive,
+        default=4,
+        metavar="N",
+        help="beside the default, those that are confirmed (4)",
+    )
+    group.add_argument(
+        "--confirm", type=positive, default=2, metavar="K", help="fresh processes for that (2)"
+    )
+    group.add_argument(
+        "--most",
+        type=positive,
+        metavar="N",
+        help="candidates of each problem: the default, and others drawn from the seed (all)",
+    )
+    group.add_argument(
+        "--ship",
+        action="store_true",
+        help="put the winners into the package, where backend=auto and the other commands use them",
+    )
+    group.add_argument(
+        "--replay",
+        nargs="+",
+        type=Path,
+        metavar="FILE",
+        help="decide recorded tunings again and write everything; runs nothing, needs no GPU",
+    )
 
 
 def _compare_options(commands: Any) -> None:
@@ -298,7 +367,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     top = parser()
     arguments = top.parse_args(given)
     try:
-        if arguments.command in ("check", "sweep", "resources"):
+        if arguments.command in ("check", "sweep", "tune", "why", "resources"):
             arguments.sides = read_sides(arguments)
     except AxisError as error:
         top.error(str(error))

@@ -20,8 +20,8 @@ from ray.exceptions import RayActorError, RayTaskError
 from .jobs import Job, Settings, Stage
 from .ledger import Ledger, Observer, Outcome, RunError, Slot, check_alike, locked
 from .records import Row
+from .rows import blank_row
 from .runner import Runner
-from .worker import blank_row
 
 POLL_S = 1.0  # between looks at what is done, so that an interrupt is heard
 LOSSES = 2  # actors that a job may lose

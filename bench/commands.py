@@ -13,7 +13,7 @@ from rich.table import Table
 from ..kernels import registry
 from ..kernels.errors import OptionError
 from ..kernels.family import ops
-from . import doctor, peers, plugins, quick, selftest, show
+from . import doctor, peers, plugins, quick, selftest, show, tune, why
 from .compare import CASES, PASSING, Asked, Case
 from .compare import compare as compare_runs
 from .grid import Axes, problems
@@ -61,6 +61,10 @@ def run(arguments: argparse.Namespace, given: Sequence[str]) -> int:
                 return resources(page, arguments, given)
             case "quick":
                 return quick.tour(page, arguments, given)
+            case "tune":
+                return tune.run(page, arguments, given)
+            case "why":
+                return why.run(page, arguments)
             case "selftest":
                 return selftest.run(page, arguments, given)
             case _:

@@ -7,7 +7,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from .hardware import cpu_name, driver_version, environment, ptxas_version
+from ..kernels.toolchain import driver_version, ptxas_version
+from .hardware import cpu_name, environment
 from .peers import FLA, FLASHINFER, MAMBA
 
 REMEDIES = {

@@ -72,15 +72,28 @@ def point(samples: Samples) -> Point:
     """
     log_us = math.log(samples.median)
     if len(samples.values) >= 4:
-        count = min(BLOCKS, len(samples.values) // 2)
-        ends = [len(samples.values) * i // count for i in range(count + 1)]
-        blocks = [samples.values[begin:end] for begin, end in pairwise(ends)]
-        medians = [math.log(statistics.median(block)) for block in blocks]
-        mean = math.fsum(medians) / count
-        scatter = math.fsum((median - mean) ** 2 for median in medians) / (count - 1)
-        return Point(log_us, scatter / count)
+        return Point(log_us, _batched([math.log(value) for value in samples.values]))
     sigma = math.log(samples.q3 / samples.q1) / 1.349
     return Point(log_us, (1.2533 * sigma) ** 2 / max(samples.count, 1))
+
+
+def paired(samples: Samples, others: Samples) -> Point:
+    """The ratio of two things that one process sampled turn by turn, `others` below the line."""
+    count = min(len(samples.values), len(others.values))
+    if count < 4:
+        return Point(math.log(samples.median / others.median), 0.0)
+    values = zip(samples.values[:count], others.values[:count], strict=True)
+    logs = [math.log(a / b) for a, b in values]
+    return Point(statistics.median(logs), _batched(logs))
+
+
+def _batched(logs: Sequence[float]) -> float:
+    """The variance of the median of a series: batch means of consecutive blocks."""
+    count = min(BLOCKS, len(logs) // 2)
+    ends = [len(logs) * i // count for i in range(count + 1)]
+    medians = [statistics.median(logs[begin:end]) for begin, end in pairwise(ends)]
+    mean = math.fsum(medians) / count
+    return math.fsum((median - mean) ** 2 for median in medians) / (count - 1) / count
 
 
 def pool(sides: Iterable[Sequence[Point]], device: str) -> Noise:

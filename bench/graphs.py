@@ -23,6 +23,7 @@ Why so:
 
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -94,6 +95,7 @@ class GraphBench:
         self.sampler = Sampler(gpu)
         self.contenders: list[Contender] = []
         self._clones: dict[int, Clones] = {}
+        self._dropped = 0  # samples of laps, throttled
 
     def add(self, pristine: Call, bind: Bind, *, deterministic: bool) -> None:
         """Capture an implementation's launches on clones of a call and prove their replays.
@@ -138,6 +140,29 @@ class GraphBench:
             Times("cuda", cold.get(i), warm[i], self._host(one), clock)
             for i, one in enumerate(self.contenders)
         ]
+
+    def lap(self, indices: Sequence[int], budget_s: float) -> list[list[float]]:
+        """Samples in us of some contenders, turn by turn; raises Throttled.
+
+        They are cold if everyone has a cold graph.
+        """
+        raw = self.sampler.interleave(
+            [self._loop(self.contenders[i]) for i in indices], budget_s, settle=not self._cold
+        )
+        self._dropped += raw.dropped
+        return raw.spent
+
+    def times(self, samples: Sequence[float]) -> Times:
+        """The samples of some laps as times."""
+        found = summarise(samples, self._dropped)
+        return Times("cuda", *((found, None) if self._cold else (None, found)))
+
+    @property
+    def _cold(self) -> bool:
+        return all(one.cold is not None for one in self.contenders)
+
+    def _loop(self, one: Contender) -> Replay:
+        return one.cold if self._cold and one.cold is not None else one.warm
 
     def recheck(self, index: int, fresh: Gate, *, rival: bool = False) -> Verdict:
         """Judge what the timed graph of a contender makes of other inputs in its buffers."""

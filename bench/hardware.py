@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from .. import __version__
+from ..kernels.toolchain import driver_version, ptxas_version
 
 PACKAGES = (
     "torch",
@@ -62,6 +63,7 @@ def environment(device: torch.device, *, interpreted: bool = False) -> dict[str,
             "sm_count": properties.multi_processor_count,
             "l2_bytes": properties.L2_cache_size,
             "memory_bytes": properties.total_memory,
+            "shared_per_block": getattr(properties, "shared_memory_per_block_optin", None),
         }
     return found
 
@@ -105,29 +107,6 @@ def _tree_hash(root: Path) -> str:
     for file in sorted(root.rglob("*.py")):
         digest.update(str(file.relative_to(root)).encode() + b"\0" + file.read_bytes() + b"\0")
     return digest.hexdigest()[:12]
-
-
-@cache
-def ptxas_version() -> str | None:
-    """Version of the assembler that Triton ships; None without Triton."""
-    spec = find_spec("triton")
-    if spec is None or spec.origin is None:
-        return None
-    ptxas = Path(spec.origin).parent / "backends" / "nvidia" / "bin" / "ptxas"
-    found = re.search(r"V(\d+(\.\d+)+)", _output([str(ptxas), "--version"]) or "")
-    return found[1] if found else None
-
-
-@cache
-def driver_version() -> str | None:
-    """Version of the NVIDIA driver; None without one."""
-    with suppress(ImportError):
-        import pynvml
-
-        with suppress(pynvml.NVMLError):
-            pynvml.nvmlInit()
-            return str(pynvml.nvmlSystemGetDriverVersion())
-    return None
 
 
 @cache

@@ -8,7 +8,16 @@ from typing import Any, Literal
 from ..kernels.family import Problem
 from .records import Row
 
-Kind = Literal["check", "sweep", "resources"]
+Kind = Literal["check", "sweep", "tune", "resources"]
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a config stands among the candidates of a tuning."""
+
+    index: int  # 0 is the default
+    of: int  # candidates
+    names: tuple[str, ...]  # by which it is known in every shape
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +29,12 @@ class Entry:
     config: dict[str, Any] | None = None  # None: its hand-picked default for the problem
     key: str = ""
     repeat: int = 0  # entries of another repeat are another process's
+    place: Place | None = None  # of its config in a tuning
+
+    @property
+    def default(self) -> bool:
+        """Whether this is the default of a tuning."""
+        return self.place is not None and self.place.index == 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +61,8 @@ class Settings:
 
     kind: Kind
     seed: int = 0
-    budget_s: float = 0.3  # measured time per entry
+    budget_s: float = 0.3  # measured time per entry; of a race, the first lap's
+    finalists: int = 4  # of a race: all that may be left beside the default
     interpret: bool = False  # run kernels through their DSL's interpreter
     plugins: tuple[str, ...] = ()  # files or modules that register more implementations
     command: str = ""  # the command line, for the record

@@ -24,6 +24,8 @@ MEASURING = (
     "gate.py",
     "gpu.py",
     "graphs.py",
+    "race.py",
+    "rows.py",
     "sampler.py",
     "timing.py",
     "worker.py",
@@ -33,7 +35,9 @@ MEASURING = (
 def key(entry: Entry, settings: Settings, environment: dict[str, Any]) -> str:
     """Hash of (source, config, problem, environment, seed, kind, repeat)."""
     parts = {
-        "source": source_hash(entry.problem.op, entry.backend, settings.plugins),
+        "source": source_hash(
+            entry.problem.op, entry.backend, settings.plugins, entry.config is None
+        ),
         "backend": entry.backend,
         "config": entry.config,
         "problem": entry.problem.as_dict(),
@@ -46,11 +50,12 @@ def key(entry: Entry, settings: Settings, environment: dict[str, Any]) -> str:
 
 
 @cache
-def source_hash(op: OpName, backend: str, plugins: tuple[str, ...]) -> str:
+def source_hash(op: OpName, backend: str, plugins: tuple[str, ...], choosing: bool = True) -> str:
     """Hash of the files that a backend's results stand on.
 
     Its own folder; the op interface and the op's family; reference and torch, which judge it; the
     measuring code. A plugin may register or replace anything, so its file counts for every backend.
+    choosing: no config is named, so that tuned ones count.
     """
     # package paths, not rglob from the top: the folders of a source tree are links
     tops = [Path(path).resolve() for path in (*kernels.__path__, *reference.__path__)]
@@ -65,7 +70,8 @@ def source_hash(op: OpName, backend: str, plugins: tuple[str, ...]) -> str:
     else:
         plugins = (*plugins, *filter(None, [module_name(op, backend)]))
     files += [file for folder in folders for file in folder.glob("*.py")]
-    files += list((tops[0] / "tuned").glob("*"))
+    if choosing:
+        files += list((tops[0] / "tuned").glob("*.json"))
     return _hash({*files, *(path for name in plugins if (path := source_file(name)))})
 
 

@@ -90,6 +90,9 @@ class Row:
     rival: bool = False  # other people's kernel
     match: str = ""  # of a job: those of its rows that have times were timed interleaved
     repeat: int = 0  # rows that differ in this alone are one thing, measured in several processes
+    kind: str = ""  # of the run: check, sweep, tune or resources; empty in older records
+    source: str = ""  # hash of the kernel's files
+    place: dict[str, Any] | None = None  # of the config in a tuning: index, of, names
 
     def __post_init__(self) -> None:
         if self.status not in get_args(Status):
@@ -98,6 +101,11 @@ class Row:
             raise ValueError(f"a {self.status} row cannot hold a time: only a right result has one")
         if self.status != "ok" and not self.reason:
             raise ValueError(f"a {self.status} row needs a reason")
+
+    @property
+    def screening(self) -> bool:
+        """A step of a tuning before its confirmation, for the tuning's own page alone."""
+        return self.place is not None and self.kind != "sweep"
 
     @classmethod
     def from_json(cls, text: str) -> Self:

@@ -10,6 +10,7 @@ from pathlib import Path
 from rich.console import Console
 
 from .compare import Case, Comparison
+from .fields import Decision
 
 
 def write_report(page: Console, paths: Sequence[Path], out: Path) -> None:
@@ -25,6 +26,12 @@ def write_report(page: Console, paths: Sequence[Path], out: Path) -> None:
 def show_report(page: Console, paths: Sequence[Path]) -> None:
     """Print the rows of record files, their averages and every reason."""
     import_module("mamba3_bench.reports.main").show(list(paths), page)
+
+
+def write_tuning(decisions: Sequence[Decision], out: Path) -> Path:
+    """Make the page of a tuning; returns its path."""
+    page: Path = import_module("mamba3_bench.reports.tuning").write(decisions, out)
+    return page
 
 
 def show_comparison(page: Console, found: Comparison) -> None:

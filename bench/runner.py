@@ -17,7 +17,7 @@ from .jobs import Done, Entry, Finished, Hello, Job, Message, Settings, Stage, S
 from .ledger import Ledger, Observer, Outcome, RunError, Slot, check_alike, locked
 from .process import Process
 from .records import Status
-from .worker import blank_row
+from .rows import blank_row
 
 Before = Callable[[Sequence[Job], dict[str, Any]], None]
 START_S = 300.0  # for a worker to import its packages and answer
@@ -185,7 +185,9 @@ class Runner:
                 seat.environment |= {"ceilings": row.environment.get("ceilings")}
                 self.ledger.keep(row)
             case Finished(healthy):
-                seat.job = None
+                if seat.left:  # another's fault ended it: in a fresh process
+                    self.queue.appendleft(Job(tuple(seat.left.values())))
+                seat.job, seat.left = None, {}
                 if not healthy:
                     self._bury(seat)
 

@@ -5,6 +5,7 @@ import os
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -113,12 +114,18 @@ def perform(
     settings: Settings,
     jobs: Sequence[Job],
     title: str,
+    *,
+    ahead: bool = True,
 ) -> Outcome:
-    """Run jobs under the progress display."""
+    """Run jobs under the progress display; ahead: compile their kernels before."""
     device = device_of(arguments)
     if getattr(arguments, "ray", None) is not None:
         return perform_on_ray(page, arguments, settings, jobs, title)
     slots = make_slots(device, settings.kind, getattr(arguments, "gpus", None))
+
+    def compile_before(left: Sequence[Job], environment: dict[str, Any]) -> None:
+        compile_ahead(left, environment, settings, watch)
+
     with show.Watch(page, title) as watch:
         return Runner(
             settings,
@@ -127,7 +134,7 @@ def perform(
             watch,
             timeout_s=arguments.timeout,
             retry=arguments.retry,
-            before=lambda left, environment: compile_ahead(left, environment, settings, watch),
+            before=compile_before if ahead else None,
         ).run(jobs)
 
 
@@ -172,7 +179,7 @@ def make_slots(device: torch.device, kind: Kind, gpus: str | None = None) -> lis
     if gpus is not None and kind != "resources":
         raise UsageError("--gpus: there is none in use; leave it out")
     slot = Slot("cpu", {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")})
-    return [slot] * (1 if kind == "sweep" else min(len(os.sched_getaffinity(0)), 4))
+    return [slot] * (1 if kind in ("sweep", "tune") else min(len(os.sched_getaffinity(0)), 4))
 
 
 def numbers_below(text: str, count: int) -> list[int]:

@@ -97,6 +97,7 @@ class Watch:
         if not self.page.is_terminal:
             left = (time.monotonic() - self._begin) / self.done * (self.total - self.done)
             name = problem_name(row.problem)
+            name += f" {_config(row)}" if row.place is not None else ""
             self.page.print(
                 f"[{self.done}/{self.total}, {left:.0f} s left] {row.backend} {name}: "
                 + _outcome(row),

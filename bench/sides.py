@@ -28,10 +28,14 @@ class NoRecords(ValueError):
 def load(path: Path) -> list[list[Row]]:
     """The rows of each record file: one file, or all below a folder; of a key the last row counts.
 
-    Raises NoRecords.
+    What only led a tuning to its finalists is left out. Raises NoRecords.
     """
     files = sorted(path.rglob("*.jsonl")) if path.is_dir() else [path]
-    runs = [list({row.key: row for row in records.read([f])}.values()) for f in files if f.exists()]
+    runs = [
+        [r for r in {row.key: row for row in records.read([f])}.values() if not r.screening]
+        for f in files
+        if f.exists()
+    ]
     if not any(runs):
         raise NoRecords(path)
     return runs

@@ -83,16 +83,26 @@ class CpuBench:
 
     def measure(self, budget_s: float) -> list[Times]:
         """The times of all, interleaved; `budget_s` of samples for each."""
-        single = [self._seconds(bound, 1) for bound in self.bounds]
+        spent = self.lap(range(len(self.bounds)), budget_s)
+        return [self.times(samples) for samples in spent]
+
+    def lap(self, indices: Sequence[int], budget_s: float) -> list[list[float]]:
+        """Samples in us of some, interleaved turn by turn; `budget_s` for each."""
+        bounds = [self.bounds[i] for i in indices]
+        single = [self._seconds(bound, 1) for bound in bounds]
         repeats = [max(1, round(TICK_S / seconds)) for seconds in single]
         lengths = [count * seconds for count, seconds in zip(repeats, single, strict=True)]
-        spent: list[list[float]] = [[] for _ in self.bounds]
+        spent: list[list[float]] = [[] for _ in bounds]
         with no_collection():
             for turn in range(turns(lengths, budget_s, CPU_COUNT)):
-                for i in order(len(self.bounds), turn):
-                    seconds = self._seconds(self.bounds[i], repeats[i])
+                for i in order(len(bounds), turn):
+                    seconds = self._seconds(bounds[i], repeats[i])
                     spent[i].append(seconds * 1e6 / repeats[i])
-        return [Times("cpu", None, summarise(samples)) for samples in spent]
+        return spent
+
+    def times(self, samples: Sequence[float]) -> Times:
+        """The samples of some laps as times."""
+        return Times("cpu", None, summarise(samples))
 
     def recheck(self, index: int, fresh: Gate, *, rival: bool = False) -> Verdict:
         """Judge what an implementation makes of other inputs in the timed buffers."""

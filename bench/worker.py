@@ -9,6 +9,7 @@ import faulthandler
 import json
 import signal
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from multiprocessing.connection import Connection
@@ -24,10 +25,12 @@ from . import ceilings, peers, plugins
 from .buffers import differing
 from .gate import Gate, Verdict
 from .gpu import Gpu
-from .graphs import FalseReplay, GraphBench, NotCaptured
+from .graphs import GraphBench, NotCaptured
 from .hardware import environment
 from .jobs import Done, Entry, Finished, Hello, Job, Settings, Stage, Start
-from .records import Error, Row, Status, Times
+from .race import Race
+from .records import Times
+from .rows import NotRun, blank_row, explain
 from .timing import CpuBench, host_time
 
 PR_SET_PDEATHSIG = 1
@@ -56,14 +59,8 @@ def main(descriptor: int) -> None:
                 return
 
 
-class NotRun(Exception):
-    """Ends the work on one entry, with the status and reason of its row."""
-
-    def __init__(self, status: Status, reason: str, errors: dict[str, Error] | None = None) -> None:
-        super().__init__(reason)
-        self.status: Status = status
-        self.reason = reason
-        self.errors = errors or {}
+class DeviceLost(BaseException):
+    """The device does not answer any more; no handler of a kernel's errors may catch it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,8 +117,12 @@ class Worker:
         self._match = job.match
         try:
             self._work(left)
-        except Exception as error:  # nobody's in particular: every entry left gets it
-            for index in list(left):
+        except DeviceLost:
+            return False
+        except Exception as error:
+            if len(left) > 1 and not self._healthy():
+                raise  # ends this process: the parent runs each entry left by itself
+            for index in list(left):  # nobody's in particular: every entry left gets it
                 self._fail(left, index, error)
         return self._healthy()
 
@@ -218,6 +219,9 @@ class Worker:
         if not timed:
             return
         self._tell(timed[0].solver.index if len(timed) == 1 else None, "timing")
+        if self.settings.kind == "tune":
+            self._race(left, bench, timed)
+            return
         all_times = bench.measure(self.settings.budget_s)
         fresh: dict[Problem, Gate] = {}
         for position, (one, times) in enumerate(zip(timed, all_times, strict=True)):
@@ -231,6 +235,29 @@ class Worker:
                 self._done(left, one, times)
             except Exception as error:
                 self._fail(left, one.solver.index, error)
+
+    def _race(
+        self, left: dict[int, Entry], bench: GraphBench | CpuBench, timed: Sequence[Passed]
+    ) -> None:
+        """Race the candidates for one problem, the default in every lap; each is gated again."""
+        self._tell(None, "building other inputs and their float64 truth")
+        fresh = self._gate(timed[0].solver.problem, self.settings.seed + 1)
+        race = Race(
+            bench.lap,
+            [left[one.solver.index].default for one in timed],
+            self.settings.finalists,
+        )
+        self._tell(None, "racing")
+        for out in race.run(self.settings.budget_s):
+            one = timed[out.index]
+            self._tell(one.solver.index, "gate after timing")
+            times = bench.times(out.samples)
+            try:
+                self._believe(bench, out.index, one, times, fresh)
+                self._done(left, one, times, reason=out.reason)
+            except Exception as error:
+                self._fail(left, one.solver.index, error)
+            self._tell(None, "racing")
 
     def _believe(
         self, bench: GraphBench | CpuBench, position: int, one: Passed, times: Times, fresh: Gate
@@ -256,9 +283,12 @@ class Worker:
         implementation.forget()
         if entry.config is None:
             return Solver(
-                index, problem, implementation, implementation.default(problem, self.device)
+                index, problem, implementation, implementation.chosen(problem, self.device)
             )
-        for config in implementation.configs(problem, self.device):
+        if self.settings.kind == "resources":  # for another device: what is legal there is legal
+            kind = type(implementation.default(problem, self.device))
+            return Solver(index, problem, implementation, kind(**entry.config))
+        for config in implementation.candidates(problem, self.device).values():
             if config_dict(config) == entry.config:
                 return Solver(index, problem, implementation, config)
         raise NotRun("skipped", f"config {entry.config} is not legal for this problem here")
@@ -350,7 +380,9 @@ class Worker:
         row = blank_row(left.pop(index), self.settings, self.environment, self._match)
         errors = error.errors if isinstance(error, NotRun) else {}
         self.parent.send(Done(index, replace(row, status=status, reason=reason, errors=errors)))
-        if self.device.type == "cuda" and self._healthy():
+        if not self._healthy():
+            raise DeviceLost  # whatever ran next would fail for this one's fault
+        if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
     def _done(
@@ -361,8 +393,10 @@ class Worker:
         reason: str = "",
     ) -> None:
         index = one.solver.index
-        row = blank_row(left.pop(index), self.settings, self.environment, self._match)
-        resources = self._figures(one.solver) if times is not None else []
+        entry = left.pop(index)
+        row = blank_row(entry, self.settings, self.environment, self._match)
+        figures = times is not None and entry.place is None  # a tuning has them beforehand
+        resources = self._figures(one.solver) if figures else []
         row = replace(
             row,
             status=one.verdict.status,
@@ -384,41 +418,3 @@ class Worker:
         with suppress(Exception):  # a right result and its time stand without them
             return [asdict(kernel) for kernel in compiled(solver.problem, solver.config)]
         return []
-
-
-def explain(error: Exception) -> tuple[Status, str]:
-    """The status and reason of a row whose run raised."""
-    if isinstance(error, NotRun):
-        return error.status, error.reason
-    if isinstance(error, FalseReplay):
-        return "wrong", str(error)
-    text = " ".join(str(error).split())[:500]
-    reason = f"{type(error).__name__}: {text}" if text else type(error).__name__
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return "run-failed", f"out of memory: {reason}"
-    names = " ".join(kind.__name__ for kind in type(error).__mro__)
-    # the DSLs share no base class; these words are in the names of their compilers' errors
-    if any(word in names for word in ("Compil", "OutOfResources", "PTXAS", "MLIR")):
-        return "compile-failed", reason
-    return "run-failed", reason
-
-
-def blank_row(entry: Entry, settings: Settings, environment: dict[str, Any], match: str) -> Row:
-    """A row with everything that is known before the run."""
-    problem = entry.problem
-    return Row(
-        key=entry.key,
-        op=problem.op,
-        backend=entry.backend,
-        status="run-failed",
-        reason="not run yet",
-        problem=problem.as_dict(),
-        config=entry.config or {},
-        seed=settings.seed,
-        bytes=problem.bytes,
-        flops=problem.flops,
-        environment=environment,
-        rival=registry.is_rival(problem.op, entry.backend),
-        match=match,
-        repeat=entry.repeat,
-    )

@@ -44,6 +44,9 @@ class Rows:
 class Problem(Protocol):
     """One problem: hashable, picklable, with all that its inputs need beside a seed."""
 
+    def __hash__(self) -> int:
+        """Equal problems have equal ones."""
+
     @property
     def op(self) -> str:
         """The op that it is a problem of."""

@@ -108,7 +108,7 @@ def _first_launch(call: Call, backend: str, config: Config) -> plans.Launch:
     """Choose, prepare and launch what runs a validated call; returns it for the next ones."""
     device = call.inputs.x.device
     implementation = choose(call.problem.op, backend, call.problem, device)
-    launch = implementation.ready(call, config or implementation.default(call.problem, device))
+    launch = implementation.ready(call, config or implementation.chosen(call.problem, device))
     launch(call)
     return launch
 

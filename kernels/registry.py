@@ -8,14 +8,14 @@ To add one: write the file and add its line to `MODULES`.
 """
 
 import importlib
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from typing import Any
 
 import torch
 
-from . import plans
+from . import lookup, plans
 from .bound import Bound, Stages, direct
 from .errors import BackendMissing, UnsupportedError
 from .family import Problem
@@ -27,6 +27,9 @@ Call = Any  # of the op's own family, as its problem is
 Run = Callable[[Call, Config], None]
 Supports = Callable[[Any, torch.device], str | None]
 Configs = Callable[[Any, torch.device], Iterable[Config]]
+Space = Callable[[Any, torch.device], Mapping[str, Config]]
+
+DEFAULT = "default"  # the name of the hand-picked config among candidates
 
 # (op, backend) -> module under kernels/. The order is the order of preference of backend="auto".
 MODULES: dict[tuple[OpName, str], str] = {
@@ -82,6 +85,7 @@ class Implementation:
     stages: Stages | None = None  # None: `run` reads and writes the call's own buffers
     forget: Callable[[], None] = lambda: None  # what it chose by itself for other problems
     launcher: Callable[[Call, Config], Launch] | None = None  # None: nothing to prepare
+    space: Space | None = None  # None: `configs` is all there is to try
 
     def ready(self, call: Call, config: Config) -> Launch:
         """`run` for a call and for all that differ from it in addresses and values alone."""
@@ -92,6 +96,38 @@ class Implementation:
     def default(self, problem: Problem, device: torch.device) -> Config:
         """The first, hand-picked config for a problem on a device."""
         return next(iter(self.configs(problem, device)))
+
+    def candidates(self, problem: Problem, device: torch.device) -> dict[str, Config]:
+        """Every config that tuning tries, the default first.
+
+        A name means the same rule in every shape, for instance how many blocks an SM is to get,
+        where the config holds what follows from it, for instance tokens of a segment.
+        """
+        if self.space is not None:
+            found = dict(self.space(problem, device))
+        else:
+            found = {config_name(config): config for config in self.configs(problem, device)}
+        return {DEFAULT: self.default(problem, device)} | found
+
+    def chosen(self, problem: Problem, device: torch.device) -> Config:
+        """The config that runs unless one is named: the tuned winner, else the default."""
+        return self.choice(problem, lookup.gpu_of(device), device)[0]
+
+    def choice(
+        self, problem: Problem, gpu: str | None, device: torch.device
+    ) -> tuple[Config, lookup.Found]:
+        """The config for a problem on a GPU of some name, and where it comes from."""
+        default = self.default(problem, device)
+        found = lookup.find(self.op, self.backend, module_name(self.op, self.backend), problem, gpu)
+        if found.config is not None:
+            return type(default)(**found.config), found
+        if found.name is not None:
+            candidates = self.candidates(problem, device)
+            if found.name in candidates:
+                return candidates[found.name], found
+            why = f"{found.why}, and has no {found.name!r} here"
+            found = replace(found, how="default", name=None, why=why)
+        return default, found
 
     def bind(self, call: Call, config: Config) -> Bound:
         """Prepare a call for launches, of which each does the whole work again."""
@@ -143,6 +179,7 @@ def implements(
     deterministic: bool = True,
     rival: bool = False,
     launcher: Callable[[Call, Config], Launch] | None = None,
+    space: Space | None = None,
 ) -> Callable[[Run], Run]:
     """Register a function of (call, config) as the implementation of an op by a backend.
 
@@ -153,11 +190,21 @@ def implements(
     rival: whether this is other people's kernel, which may be `inaccurate` and still be timed.
     launcher: does once what calls that differ in addresses and values alone have in common, and
     returns a function of such calls.
+    space: what tuning tries, by name (`Implementation.candidates`); by default the configs.
     """
 
     def register(run: Run) -> Run:
         _registered[op, backend] = Implementation(
-            op, backend, run, supports, configs, resources, deterministic, rival, launcher=launcher
+            op,
+            backend,
+            run,
+            supports,
+            configs,
+            resources,
+            deterministic,
+            rival,
+            launcher=launcher,
+            space=space,
         )
         plans.forget()
         if (op, backend) not in MODULES:
@@ -244,21 +291,36 @@ def refusal(op: OpName, backend: str, problem: Problem, device: torch.device) ->
 
 
 def choose(op: OpName, backend: str, problem: Problem, device: torch.device) -> Implementation:
-    """The implementation named, or with `auto` the first that takes the problem."""
+    """The implementation named, or with `auto` the tuned winner, else the first that takes it."""
     if backend != "auto":
         implementation = get(op, backend)
         reason = implementation.supports(problem, device)
         if reason is not None:
             raise UnsupportedError(op, backend, reason)
         return implementation
-    reasons = {}
-    for name in backends(op):
-        if name == "reference" or is_rival(op, name):  # only on request
-            continue
-        reasons[name] = refusal(op, name, problem, device)
-        if reasons[name] is None:
-            return get(op, name)
-    raise UnsupportedError(op, "auto", "; ".join(f"{name}: {why}" for name, why in reasons.items()))
+    reasons = {
+        name: refusal(op, name, problem, device)
+        for name in backends(op)
+        if name != "reference" and not is_rival(op, name)  # those only on request
+    }
+    able = [name for name, reason in reasons.items() if reason is None]
+    if not able:
+        told = "; ".join(f"{name}: {why}" for name, why in reasons.items())
+        raise UnsupportedError(op, "auto", told)
+    return get(op, preferred(op, able, problem, lookup.gpu_of(device))[0])
+
+
+def preferred(
+    op: OpName, able: Sequence[str], problem: Problem, gpu: str | None
+) -> tuple[str, str]:
+    """The backend that `auto` takes of those that run a problem, and why."""
+    found = {name: lookup.find(op, name, module_name(op, name), problem, gpu) for name in able}
+    return lookup.fastest(found)
+
+
+def config_name(config: Config) -> str:
+    """The values of a config on one line."""
+    return " ".join(f"{name}={value}" for name, value in config_dict(config).items())
 
 
 def config_dict(config: Config) -> dict[str, Any]:

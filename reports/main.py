@@ -95,8 +95,9 @@ def show(record_paths: list[Path], console: Console | None = None) -> None:
 
 
 def _load(record_paths: list[Path]) -> tuple[list[Row], pd.DataFrame]:
-    """Rows, the last of each key, and their frame."""
-    rows = list({row.key: row for row in read(record_paths)}.values())
+    """Rows, the last of each key, and their frame; of a tuning those that were confirmed."""
+    last = {row.key: row for row in read(record_paths)}.values()
+    rows = [row for row in last if not row.screening]
     if not rows:
         raise NoRecordsError(record_paths)
     return rows, frame(rows)

@@ -24,7 +24,7 @@ from ..call import Call, row_strides
 from ..cases import make_call
 from ..pointers import Inputs, Params, State
 from ..problem import Problem
-from ..registry import Resources, implements
+from ..registry import Resources, config_name, implements
 from . import compile
 from .angles import advance, cos_sin
 from .functions import INTERPRETED, cast, decay_log, exp, silu, softplus
@@ -57,6 +57,23 @@ def configs(problem: Problem, device: torch.device) -> Iterable[Config]:
     if problem.R in (2, 4) and half < MAX_WARPS:
         found.append(Config(half, problem.R))
     return dict.fromkeys(found)  # the smallest tiles have fewer to choose from
+
+
+def space(problem: Problem, device: torch.device) -> dict[str, Config]:
+    """What tuning tries: 8 to 128 elements of h a thread, and every way to unroll the ranks.
+
+    Fewer than 8 leave loads of less than 16 bytes; more than 128 do not fit its 255 registers
+    beside k and q.
+    """
+    elements = problem.P * problem.N
+    found = [
+        Config(warps, unroll)
+        for warps in (1, 2, 4, 8, 16)
+        if 8 <= elements // (32 * warps) <= 128
+        for unroll in (1, 2, 4, 8)
+        if unroll <= problem.R
+    ]
+    return {config_name(config): config for config in found}
 
 
 def supports(problem: Problem, device: torch.device) -> str | None:
@@ -258,7 +275,9 @@ def resources(problem: Problem, config: Config) -> list[Resources]:
     return [compile.resources(decode_kernel, *positional, **constants)]
 
 
-@implements("decode", "triton", supports=supports, configs=configs, resources=resources)
+@implements(
+    "decode", "triton", supports=supports, configs=configs, resources=resources, space=space
+)
 def decode(call: Call, config: Config) -> None:
     """Launch one program per batch row and head."""
     grid = (call.problem.B * call.problem.H,)

@@ -85,13 +85,33 @@ def configs(problem: Problem, device: torch.device) -> Iterator[Config]:
     yield Config(chunk, *_cuts(problem, device, chunk), num_warps, num_stages)
 
 
-def _cuts(problem: Problem, device: torch.device, chunk: int) -> tuple[int, int]:
-    """Tokens per piece and per segment that fill the GPU once with two blocks per SM."""
+def space(problem: Problem, device: torch.device) -> dict[str, Config]:
+    """What tuning tries: chunks, cuts for so many blocks per SM (0: none), warps and stages.
+
+    A chunk of 128 is for 8 warps alone: its scores and h take all registers of 4. Chunks of float32
+    end at 64: their three tiles take more than an SM's shared memory beyond. Four stages of the
+    smallest tiles take what two of the largest do, and nothing is left to hide by then.
+    """
+    found = {}
+    for chunk in (32, 64) if problem.dtype == torch.float32 else (32, 64, 128):
+        for fill in (0, 1, 2, 4):
+            cuts = _cuts(problem, device, chunk, fill)
+            if fill and cuts == (0, 0):
+                continue  # the heads fill the GPU, or the sequences are too short to be cut
+            for num_warps in (8,) if chunk == 128 else (4, 8):
+                for num_stages in (1, 2, 3):
+                    name = f"chunk={chunk} fill={fill} warps={num_warps} stages={num_stages}"
+                    found[name] = Config(chunk, *cuts, num_warps, num_stages)
+    return found
+
+
+def _cuts(problem: Problem, device: torch.device, chunk: int, fill: int = 2) -> tuple[int, int]:
+    """Tokens per piece and per segment that fill the GPU once with `fill` blocks per SM."""
     longest = max(problem.lengths) if problem.lengths else problem.L
     sms = H100_SMS
     if device.type == "cuda":
         sms = torch.cuda.get_device_properties(device).multi_processor_count
-    segments = 2 * sms // (problem.H * problem.sequences)
+    segments = fill * sms // (problem.H * problem.sequences)
     if segments < 2 or longest <= 2 * chunk:
         return 0, 0
     piece = triton.cdiv(longest, 2 * segments * chunk) * chunk
@@ -460,7 +480,9 @@ def resources(problem: Problem, config: Config) -> list[Resources]:
     ]
 
 
-@implements("prefill", "triton", supports=supports, configs=configs, resources=resources)
+@implements(
+    "prefill", "triton", supports=supports, configs=configs, resources=resources, space=space
+)
 def prefill(call: Call, config: Config) -> None:
     """Launch the kernels on the current stream."""
     for kernel, grid, args, options in launches(call, config):

@@ -15,6 +15,7 @@ from mamba3_bench.kernels.problem import OPTIONAL as KNOWN
 
 COMMANDS = (
     "quick", "list", "doctor", "check", "sweep", "resources", "selftest", "compare", "report",
+    "tune", "why",
 )  # fmt: skip
 HEAVY = ("torch", "triton", "numpy", "scipy", "rich", "ray")
 HELP = f"""

@@ -1,0 +1,114 @@
+"""Cover: few rules that stay near the best at every shape, and what that costs on shapes unseen.
+
+A rule is a config by a name that means the same in every shape. The times of all rules at all
+shapes of a group of problems are known from the races. The cover is the smallest set of rules of
+which one is within WITHIN of the best at each shape. A shape that was not tuned gets the rule of
+the nearest that was. How well that does is measured by leaving out each shape in turn: its regret
+is the time of the rule that the others would give it, over the best one's, less 1.
+"""
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+from ..kernels.registry import DEFAULT
+from .fields import Candidate, Decision
+
+WITHIN = 0.03
+EXHAUSTIVE = 3  # rules: sets up to this size are all tried, then rules are added one by one
+
+Shape = tuple[int, int]  # B, L
+Times = Mapping[Shape, Mapping[str, float]]  # of each rule, over the default's
+
+
+@dataclass(frozen=True, slots=True)
+class Cover:
+    """The rules of a group of problems."""
+
+    rules: tuple[str, ...]
+    chosen: dict[Shape, str]  # of the rules, the best at each shape
+    regret: dict[Shape, float]  # of the rule chosen, over the best there is
+    held_out: dict[Shape, float]  # the same where the shape had no part in the choice
+
+
+def cover(times: Times) -> Cover:
+    """The cover of some shapes, of which each has a time of some rule."""
+    rules = _rules(times)
+    chosen = {shape: min(rules, key=lambda r: _at(times[shape], r)) for shape in times}
+    regret = {shape: _regret(times[shape], rule) for shape, rule in chosen.items()}
+    held_out = {}
+    for shape in times if len(times) > 1 else ():
+        others = {other: known for other, known in times.items() if other != shape}
+        theirs = _rules(others)
+        near = min(others, key=lambda other: _distance(other, shape))
+        rule = min(theirs, key=lambda r: _at(others[near], r))
+        held_out[shape] = _regret(times[shape], rule if rule in times[shape] else DEFAULT)
+    return Cover(rules, chosen, regret, held_out)
+
+
+def _rules(times: Times) -> tuple[str, ...]:
+    """The smallest set within WITHIN everywhere; of equals the one with the least regret."""
+    names = sorted({name for known in times.values() for name in known})
+    near = {
+        name: {s for s, known in times.items() if _regret(known, name) <= WITHIN} for name in names
+    }
+    for size in range(1, EXHAUSTIVE + 1):
+        found = [
+            rules
+            for rules in combinations([name for name in names if near[name]], size)
+            if len(set().union(*(near[name] for name in rules))) == len(times)
+        ]
+        if found:
+            return min(found, key=lambda rules: (DEFAULT not in rules, _total(times, rules)))
+    rules, left = [], set(times)
+    while left:
+        rules.append(max(names, key=lambda name: len(near[name] & left)))
+        left -= near[rules[-1]]
+    return tuple(rules)
+
+
+def _total(times: Times, rules: Sequence[str]) -> float:
+    return math.fsum(min(_regret(known, rule) for rule in rules) for known in times.values())
+
+
+def _at(known: Mapping[str, float], rule: str) -> float:
+    return known.get(rule, math.inf)
+
+
+def _regret(known: Mapping[str, float], rule: str) -> float:
+    return _at(known, rule) / min(known.values()) - 1
+
+
+def _distance(one: Shape, other: Shape) -> float:
+    return math.hypot(*(math.log2(a / b) for a, b in zip(one, other, strict=True)))
+
+
+def times_of(decision: Decision) -> dict[str, float]:
+    """The time of each right candidate over the default's, or without one the fastest's, by rule.
+
+    Confirmed ones by their confirmed times, the others by the medians of the race.
+    """
+    field = decision.field
+    right = [one for one in field.candidates if one.outcome == "correct" and one.samples()]
+    if not right:
+        return {}
+    base = next((one for one in right if one.index == 0), None)
+    base = base or min(right, key=_race_us)
+    found: dict[str, float] = {}
+    for one in right:
+        margin = decision.over_default(one) if one in field.confirmed() else None
+        ratio = margin.ratio if margin else _race_us(one, base) / _race_us(base, one)
+        found |= dict.fromkeys(one.names, ratio)
+    return found
+
+
+def _race_us(one: Candidate, beside: Candidate | None = None) -> float:
+    """Median of a candidate's race, over the turns that it shares with another."""
+    mine, theirs = one.samples(), None if beside is None else beside.samples()
+    assert mine is not None
+    if theirs is None:
+        return mine.median
+    shared = min(len(mine.values), len(theirs.values))
+    return statistics.median(mine.values[:shared]) if shared else mine.median

@@ -1,0 +1,322 @@
+"""A tuning, read from its rows: the candidates of each problem, what became of them, who won.
+
+A field is one (op, backend, problem) with its candidates. A candidate has up to three kinds of
+rows: compiled without a GPU, gated and raced, and confirmed in fresh processes. What is decided
+follows from the rows alone, so a recorded tuning is decided again anywhere.
+
+A candidate that is not right in any of its rows cannot win. The others are compared with the
+fastest by their confirmed times, paired turn by turn within each process; the scatter between
+processes is pooled over all fields (`estimate.py`). Whoever is not slower by EQUAL beyond doubt
+ties. If the default ties it wins; else the tie that takes the least shared memory, spills and
+registers; else the first in the order of the space.
+"""
+
+import json
+import math
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal
+
+from . import estimate
+from .estimate import Estimate, Noise, Point
+from .race import EQUAL, UNDECIDED
+from .records import TIMED, Row, Samples, Status
+
+CONFIDENCE = 0.99
+REGISTERS = 65536  # of a block, on every GPU since 2014
+# What became of a candidate, in the words of the T4 format for tuning results.
+Outcome = Literal["correct", "correctness", "constraints", "compile", "runtime", "timeout", "left"]
+OUTCOMES: dict[Status, Outcome] = {
+    "ok": "correct",
+    "inaccurate": "correct",
+    "wrong": "correctness",
+    "skipped": "constraints",
+    "compile-failed": "compile",
+    "run-failed": "runtime",
+    "timeout": "timeout",
+}
+
+
+@dataclass(slots=True)
+class Candidate:
+    """One config of a field with its rows."""
+
+    config: dict[str, Any]
+    index: int  # in the order of the space; 0 is the default
+    names: tuple[str, ...]
+    limits: dict[str, Any] = field(default_factory=dict)  # of the device: its environment
+    compiled: Row | None = None
+    raced: Row | None = None
+    confirmed: list[Row] = field(default_factory=list)  # one for each process
+
+    @property
+    def rows(self) -> list[Row]:
+        """Every row, in the order of their making."""
+        return [row for row in (self.compiled, self.raced, *self.confirmed) if row is not None]
+
+    @property
+    def failure(self) -> Row | None:
+        """The first row that says that it cannot win."""
+        if self.compiled is not None and self.compiled.status == "compile-failed":
+            return self.compiled
+        later = [row for row in (self.raced, *self.confirmed) if row is not None]
+        return next((row for row in later if row.status not in TIMED), None)
+
+    @property
+    def outcome(self) -> Outcome:
+        """What became of it; `left` if it was never run."""
+        if self.limited:
+            return "constraints"
+        if self.failure is not None:
+            return OUTCOMES[self.failure.status]
+        return "left" if self.raced is None else "correct"
+
+    @property
+    def reason(self) -> str:
+        """Why it is out of the race; empty for a winner."""
+        if self.limited:
+            return self.limited
+        if self.failure is not None:
+            return self.failure.reason
+        return "not run" if self.raced is None else self.raced.reason
+
+    @property
+    def limited(self) -> str:
+        """The limit of the device that a kernel exceeds; empty if it keeps them."""
+        if self.compiled is None:
+            return ""
+        return beyond(self.compiled.resources, self.limits)
+
+    @property
+    def cost(self) -> tuple[int, ...]:
+        """What it takes of the GPU, to choose the least among equals."""
+        kernels = self._resources
+        parts = ("shared", "spills", "registers")
+        most = (max((kernel[part] for kernel in kernels), default=0) for part in parts)
+        return (*most, self.index)
+
+    @property
+    def _resources(self) -> list[dict[str, Any]]:
+        return next((row.resources for row in self.rows if row.resources), [])
+
+    def samples(self, repeat: int | None = None) -> Samples | None:
+        """Times by which it is judged: of the race, or of one confirming process."""
+        rows = [self.raced] if repeat is None else [r for r in self.confirmed if r.repeat == repeat]
+        for row in rows:
+            if row is not None and row.times is not None:
+                return row.times.cold or row.times.warm
+        return None
+
+
+def beyond(resources: Sequence[dict[str, Any]], limits: dict[str, Any]) -> str:
+    """Which limit of a device some kernels exceed, in words; empty for none."""
+    shared = limits.get("shared_per_block")
+    for kernel in resources:
+        if shared is not None and kernel["shared"] > shared:
+            return (
+                f"{kernel['kernel']} takes {kernel['shared']} bytes of shared memory, the GPU "
+                f"allows a block {shared}"
+            )
+        if kernel["registers"] * kernel["threads"] > REGISTERS:
+            return (
+                f"{kernel['kernel']} takes {kernel['registers']} registers in each of "
+                f"{kernel['threads']} threads, a block has {REGISTERS}"
+            )
+    return ""
+
+
+@dataclass(frozen=True, slots=True)
+class Margin:
+    """Time over the default's, with the ends of its interval."""
+
+    ratio: float
+    low: float
+    high: float
+
+
+@dataclass(slots=True)
+class Field:
+    """The candidates for one problem, in the order of the space."""
+
+    op: str
+    backend: str
+    problem: dict[str, Any]
+    candidates: list[Candidate]
+
+    @property
+    def default(self) -> Candidate | None:
+        """The hand-picked config; None if it has no row at all."""
+        return next((one for one in self.candidates if one.index == 0), None)
+
+    @property
+    def environment(self) -> dict[str, Any]:
+        """Of the race, or of what there is."""
+        rows = [row for one in self.candidates for row in reversed(one.rows)]
+        raced = [row for row in rows if row.kind != "resources"]
+        return (raced or rows)[0].environment
+
+    @property
+    def processes(self) -> list[int]:
+        """The confirming processes, by their repeat."""
+        return sorted({row.repeat for one in self.candidates for row in one.confirmed})
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Candidates by outcome."""
+        outcomes = [one.outcome for one in self.candidates]
+        return {name: outcomes.count(name) for name in dict.fromkeys(outcomes)}
+
+    def finalists(self, most: int) -> list[Candidate]:
+        """Who is to be confirmed: the fastest of the race, and the default."""
+        right = [one for one in self.candidates if one.outcome == "correct" and one.samples()]
+        left = [one for one in right if one.index and not one.reason]
+        chosen = sorted(left, key=_race_median)[:most]
+        return [one for one in right if one.index == 0] + chosen
+
+    def confirmed(self) -> list[Candidate]:
+        """Who is right in every row and has times of every confirming process."""
+        return [
+            one
+            for one in self.candidates
+            if one.outcome == "correct"
+            and self.processes
+            and all(one.samples(repeat) for repeat in self.processes)
+        ]
+
+
+def _race_median(one: Candidate) -> float:
+    samples = one.samples()
+    assert samples is not None
+    return samples.median
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What a field comes to."""
+
+    field: Field
+    noise: Noise
+
+    @cached_property
+    def best(self) -> Candidate | None:
+        """The fastest that was confirmed."""
+        return min(self.field.confirmed(), key=self.us, default=None)
+
+    @cached_property
+    def ties(self) -> list[Candidate]:
+        """Who cannot be told apart from the fastest, itself included."""
+        if self.best is None:
+            return []
+        return [one for one in self.field.confirmed() if not self._slower(one, self.best)]
+
+    @cached_property
+    def undecided(self) -> list[Candidate]:
+        """Who left the race without being slower, because there were too many."""
+        return [one for one in self.field.candidates if one.reason == UNDECIDED]
+
+    @cached_property
+    def winner(self) -> Candidate | None:
+        """The default if it ties, else the tie that costs least; None if nobody was right."""
+        default = next((one for one in self.ties if one.index == 0), None)
+        return default or min(self.ties, key=lambda one: one.cost, default=None)
+
+    @cached_property
+    def margin(self) -> Margin | None:
+        """The winner's time over the default's; None if the default was not confirmed."""
+        return None if self.winner is None else self.over_default(self.winner)
+
+    def over_default(self, one: Candidate) -> Margin | None:
+        """A confirmed candidate's time over the default's."""
+        default = self.field.default
+        if default is None or default not in self.field.confirmed():
+            return None
+        if one is default:
+            return Margin(1.0, 1.0, 1.0)
+        found = self._ratio(one, default)
+        ratio = statistics.fmean(point.log_us for point in _points(self.field, one, default))
+        return Margin(math.exp(ratio), *found.interval(CONFIDENCE))
+
+    def us(self, one: Candidate) -> float:
+        """The time of a confirmed candidate: geometric mean of the medians of its processes."""
+        samples = [one.samples(repeat) for repeat in self.field.processes]
+        return statistics.geometric_mean(each.median for each in samples if each)
+
+    def edges(self, one: Candidate) -> list[str]:
+        """Parameters whose value is the lowest or highest tried, of three or more, in words."""
+        found = []
+        for name, value in one.config.items():
+            tried = {each.config.get(name) for each in self.field.candidates}
+            numbers = sorted(v for v in tried if isinstance(v, int) and not isinstance(v, bool))
+            if len(numbers) >= 3 and value in (numbers[0], numbers[-1]):
+                which = "lowest" if value == numbers[0] else "highest"
+                found.append(f"{name} = {value} is the {which} tried")
+        return found
+
+    def _slower(self, one: Candidate, best: Candidate) -> bool:
+        if one is best:
+            return False
+        found = self._ratio(one, best)
+        return found.interval(CONFIDENCE)[0] > 1 and found.log >= math.log1p(EQUAL)
+
+    def _ratio(self, one: Candidate, other: Candidate) -> Estimate:
+        return estimate.estimate(_points(self.field, one, other), self.noise)
+
+
+def _points(found: Field, one: Candidate, other: Candidate) -> list[Point]:
+    """The paired ratios of two candidates, one for each confirming process."""
+    pairs = [(one.samples(repeat), other.samples(repeat)) for repeat in found.processes]
+    return [estimate.paired(a, b) for a, b in pairs if a and b]
+
+
+def decide(fields: Sequence[Field]) -> list[Decision]:
+    """What each field comes to; the scatter between processes is that of all of them."""
+    sides: list[list[Point]] = []
+    device = "cuda"
+    for found in fields:
+        confirmed = found.confirmed()
+        for one in confirmed[1:]:
+            sides.append(_points(found, one, confirmed[0]))
+        if found.environment.get("device") == "cpu":
+            device = "cpu"
+    noise = estimate.pool(sides, device)
+    return [Decision(found, noise) for found in fields]
+
+
+def read(rows: Iterable[Row], device: dict[str, Any] | None = None) -> list[Field]:
+    """The fields of some rows, in the order of their first; of a key the last row counts.
+
+    device: the environment whose limits count; by default that of the races.
+    """
+    fields: dict[tuple[str, str, str], dict[str, Candidate]] = {}
+    first: dict[tuple[str, str, str], Row] = {}
+    for row in {row.key: row for row in rows}.values():
+        if row.place is None:
+            continue
+        name = (row.op, row.backend, json.dumps(row.problem, sort_keys=True))
+        first.setdefault(name, row)
+        candidates = fields.setdefault(name, {})
+        config = json.dumps(row.config, sort_keys=True)
+        if config not in candidates:
+            place = row.place
+            names = tuple(place["names"])
+            candidates[config] = Candidate(row.config, place["index"], names, device or {})
+        one = candidates[config]
+        if row.kind == "resources":
+            one.compiled = row
+        elif row.kind == "tune":
+            one.raced = row
+            for each in candidates.values():
+                each.limits = each.limits or row.environment
+        else:
+            one.confirmed.append(row)
+    return [
+        Field(
+            row.op,
+            row.backend,
+            row.problem,
+            sorted(fields[name].values(), key=lambda one: one.index),
+        )
+        for name, row in first.items()
+    ]

@@ -1,0 +1,169 @@
+"""The winners of a tuning as data: the file that `kernels/lookup.py` reads, one per GPU."""
+
+import json
+import os
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from ..kernels.lookup import FORMAT, WITHOUT, file_name, group_of
+from ..kernels.toolchain import made_with
+from .cover import Cover, cover, times_of
+from .fields import Candidate, Decision
+
+
+def covers(decisions: Sequence[Decision]) -> dict[tuple[str, str, str], Cover]:
+    """The cover of each (op, backend, group) that has a right candidate."""
+    groups: dict[tuple[str, str, str], dict[tuple[int, int], dict[str, float]]] = {}
+    for one in decisions:
+        times = times_of(one)
+        if times:
+            problem = one.field.problem
+            shape = (problem["B"], problem["L"])
+            groups.setdefault(name_of(one), {})[shape] = times
+    return {name: cover(times) for name, times in groups.items()}
+
+
+def name_of(one: Decision) -> tuple[str, str, str]:
+    """Op, backend and group of a field."""
+    return one.field.op, one.field.backend, group_of(one.field.problem)
+
+
+def files(decisions: Sequence[Decision]) -> dict[str, dict[str, Any]]:
+    """The content of the file of each GPU, by its name; a CPU's winners are of no use to anyone."""
+    found: dict[str, dict[str, Any]] = {}
+    known = covers(decisions)
+    for one in decisions:
+        gpu = one.field.environment.get("gpu")
+        if gpu is None:
+            continue
+        file = found.setdefault(gpu, {"format": FORMAT, "gpu": gpu, "tables": []})
+        table = _entry(file["tables"], _table(one), "groups")
+        problem = {k: v for k, v in one.field.problem.items() if k not in WITHOUT}
+        group = _entry(table["groups"], {"problem": problem}, "shapes")
+        rules = known.get(name_of(one))
+        if rules is not None:
+            group["cover"] = _figures(rules)
+        group["shapes"].append(_shape(one, rules))
+    return found
+
+
+def _entry(entries: list[dict[str, Any]], head: dict[str, Any], inner: str) -> dict[str, Any]:
+    """The entry of a list that begins like this, made if there is none."""
+    for entry in entries:
+        if all(entry.get(name) == value for name, value in head.items()):
+            return entry
+    entries.append(head | {inner: []})
+    return entries[-1]
+
+
+def _table(one: Decision) -> dict[str, Any]:
+    field, environment = one.field, one.field.environment
+    source = next(row.source for each in field.candidates for row in each.rows)
+    made = made_with(
+        field.backend,
+        environment.get("driver"),
+        environment.get("ptxas"),
+        environment.get("packages", {}),
+        source,
+    )
+    return {"op": field.op, "backend": field.backend, "fingerprint": made}
+
+
+def _figures(rules: Cover) -> dict[str, Any]:
+    held_out = list(rules.held_out.values())
+    return {
+        "rules": list(rules.rules),
+        "worst_regret": _share(max(rules.regret.values())),
+        "held_out_worst": _share(max(held_out)) if held_out else None,
+        "held_out_mean": _share(statistics.fmean(held_out)) if held_out else None,
+    }
+
+
+def _share(value: float) -> float | None:
+    """Four digits; None for a rule that does not run everywhere."""
+    return round(value, 4) if value < float("inf") else None
+
+
+def _shape(one: Decision, rules: Cover | None) -> dict[str, Any]:
+    problem, winner = one.field.problem, one.winner
+    shape = (problem["B"], problem["L"])
+    margin = one.margin
+    return {
+        "B": shape[0],
+        "L": shape[1],
+        "config": None if winner is None else winner.config,
+        "default": winner is not None and winner.index == 0,
+        "us": None if winner is None else round(one.us(winner), 3),
+        "margin": margin and {k: round(v, 4) for k, v in asdict(margin).items()},
+        "errors": {} if winner is None else errors(winner),
+        "ties": [each.config for each in one.ties if each is not winner],
+        "undecided": len(one.undecided),
+        "counts": one.field.counts,
+        "edges": [] if winner is None else one.edges(winner),
+        "cover": rules.chosen.get(shape) if rules else None,
+    }
+
+
+def errors(one: Candidate) -> dict[str, dict[str, float]]:
+    """The relative L2 error of each output and its bound: the worst row of a right candidate."""
+    found: dict[str, dict[str, float]] = {}
+    for row in one.rows:
+        for name, error in row.errors.items():
+            if name not in found or error.l2 > found[name]["l2"]:
+                found[name] = {"l2": _digits(error.l2), "bound": _digits(error.l2_bound)}
+    return found
+
+
+def _digits(value: float) -> float:
+    return float(f"{value:.3g}")
+
+
+def write(contents: dict[str, dict[str, Any]], folder: Path, *, merge: bool = False) -> list[Path]:
+    """Write the file of each GPU into a folder; with `merge` others' groups in it stay.
+
+    A table of another fingerprint is replaced as a whole.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    for gpu, content in contents.items():
+        path = folder / file_name(gpu)
+        if merge and path.is_file():
+            content = _merged(json.loads(path.read_text(encoding="utf-8")), content)
+        beside = path.with_suffix(".part")
+        beside.write_text(as_text(content), encoding="utf-8")
+        os.replace(beside, path)
+        written.append(path)
+    return written
+
+
+def _merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    tables = {(table["op"], table["backend"]): table for table in old["tables"]}
+    for table in new["tables"]:
+        before = tables.get((table["op"], table["backend"]))
+        groups = table["groups"]
+        if before is not None and before["fingerprint"] == table["fingerprint"]:
+            fresh = [group["problem"] for group in groups]
+            groups = [g for g in before["groups"] if g["problem"] not in fresh] + groups
+        tables[table["op"], table["backend"]] = table | {"groups": groups}
+    return new | {"tables": [tables[name] for name in sorted(tables)]}
+
+
+def as_text(content: dict[str, Any]) -> str:
+    """JSON with one line for each shape, so that a change of one reads as one."""
+    shapes: list[str] = []
+
+    def held(value: Any) -> Any:
+        if isinstance(value, dict):
+            if "counts" in value:
+                shapes.append(json.dumps(value, sort_keys=True))
+                return f"@{len(shapes) - 1}@"
+            return {name: held(each) for name, each in value.items()}
+        return [held(each) for each in value] if isinstance(value, list) else value
+
+    text = json.dumps(held(content), indent=1, sort_keys=True)
+    for number, shape in enumerate(shapes):
+        text = text.replace(f'"@{number}@"', shape)
+    return text + "\n"

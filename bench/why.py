@@ -1,0 +1,48 @@
+"""`mamba3-bench why`: what would run a problem on a GPU, and why that."""
+
+import argparse
+
+import torch
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from ..kernels import lookup, registry
+from ..kernels.registry import config_name
+from . import plugins, show
+from .session import RIGHT, default_device, make_jobs
+
+
+def run(page: Console, arguments: argparse.Namespace) -> int:
+    """Print, for each problem, the backend that `auto` takes and the config of each backend."""
+    plugins.load(arguments.plugin)
+    here = default_device()
+    gpu = arguments.gpu or lookup.gpu_of(here)
+    # what takes a problem on that GPU cannot be asked without one: the dims alone are judged
+    device = here if arguments.gpu is None else torch.device("cpu")
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("problem", "backend", "auto", "config", "from", "why"):
+        table.add_column(name, overflow="fold")
+    for job in make_jobs(arguments.sides, arguments.backend):
+        problem = job.entries[0].problem
+        names = [entry.backend for entry in job.entries]
+        able = [
+            name
+            for name in names
+            if registry.unavailable(problem.op, name) is None
+            and (arguments.gpu or registry.refusal(problem.op, name, problem, device) is None)
+            and not registry.is_rival(problem.op, name)
+        ]
+        first, reason = registry.preferred(problem.op, able, problem, gpu) if able else ("", "")
+        for name in names:
+            if name not in able:
+                why = registry.refusal(problem.op, name, problem, device) or "only on request"
+                cells = ("", "", "", why)
+            else:
+                config, found = registry.get(problem.op, name).choice(problem, gpu, device)
+                auto = f"yes: {reason}" if name == first else ""
+                cells = (auto, config_name(config), found.how, found.why)
+            table.add_row(show.problem_name(problem.as_dict()), name, *map(escape, cells))
+    page.print(f"GPU: {gpu or 'none'}", highlight=False)
+    page.print(table)
+    return RIGHT

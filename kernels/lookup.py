@@ -1,0 +1,195 @@
+"""Tuned configs, shipped as data: which config runs a problem on a GPU, and why.
+
+One JSON file per GPU lies in `tuned/`, written by `mamba3-bench tune --ship`. The variable
+MAMBA3_BENCH_TUNED names another folder, whose files win over the shipped ones, or is `off`.
+
+A problem is looked up under what it is but for batch and length. At a shape that was tuned its own
+winner is taken. Elsewhere within the range that was tuned, it is what the nearest tuned shape has
+of the cover: the few rules that together stay within some per cent of the best at every shape. In
+all other cases it is the default. What was tuned with another driver, compiler or kernel source is
+stale: it is not used, and a warning says so once.
+"""
+
+import json
+import math
+import os
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from .family import Problem
+from .toolchain import fingerprint
+
+FORMAT = 1
+VARIABLE = "MAMBA3_BENCH_TUNED"
+SHIPPED = Path(__file__).with_name("tuned")
+WITHOUT = ("B", "L", "pool", "op")  # of a problem: what does not part one group from another
+MARGIN = 2.0  # a cover holds to this factor beyond the smallest and largest batch and length tuned
+CLEARLY = 1.02  # another backend must be faster by this than the first in order of preference
+
+How = Literal["exact", "cover", "default"]
+
+
+class StaleWarning(UserWarning):
+    """Tuned configs are there, but for another toolchain or source."""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What the tuned configs say of one problem and backend."""
+
+    how: How
+    why: str
+    config: dict[str, Any] | None = None  # exact: the winner's values
+    name: str | None = None  # cover: the rule, by its name among the candidates
+    us: float | None = None  # measured at this shape, or at the nearest one
+    failed: bool = False  # at this very shape no candidate was right
+
+
+def gpu_of(device: torch.device) -> str | None:
+    """The name of a device's GPU; None for a CPU."""
+    return _gpu_name(device.index) if device.type == "cuda" else None
+
+
+@cache
+def _gpu_name(index: int | None) -> str:
+    return torch.cuda.get_device_name(index)
+
+
+def file_name(gpu: str) -> str:
+    """The name of the file of a GPU."""
+    return "".join(c if c.isalnum() or c in "-." else "_" for c in gpu) + ".json"
+
+
+def group_of(problem: Mapping[str, Any]) -> str:
+    """What problems have in common that share a cover: all but batch, length and pool."""
+    kept = {name: value for name, value in problem.items() if name not in WITHOUT}
+    return json.dumps(kept, sort_keys=True)
+
+
+@lru_cache(4096)
+def find(op: str, backend: str, module: str | None, problem: Problem, gpu: str | None) -> Found:
+    """What is known of a problem on a GPU; `module` is that of the backend's kernel."""
+    folder = os.environ.get(VARIABLE)
+    if folder == "off":
+        return Found("default", f"{VARIABLE} is off")
+    if gpu is None:
+        return Found("default", "no GPU")
+    table = tables(gpu, folder).get((op, backend))
+    if table is None:
+        return Found("default", f"{backend} {op} was not tuned for {gpu}")
+    stale = _stale(backend, module, table["fingerprint"])
+    if stale is not None:
+        _warn(gpu, backend, op, stale)
+        return Found("default", f"tuned for {gpu}, but stale: {stale}")
+    raw = problem.as_dict()
+    if raw.get("lengths") is not None:
+        return Found("default", "packed sequences were not tuned")
+    shapes = table["groups"].get(group_of(raw))
+    if shapes is None:
+        return Found("default", f"tuned for {gpu}, but not these dims, dtypes and options")
+    return _at(shapes, raw["B"], raw["L"])
+
+
+def _at(shapes: list[dict[str, Any]], B: int, L: int) -> Found:
+    for shape in shapes:
+        if (shape["B"], shape["L"]) == (B, L):
+            if shape["config"] is None:
+                return Found("default", "no candidate was right here", failed=True)
+            return Found("exact", _won(shape), shape["config"], us=shape["us"])
+    right = [shape for shape in shapes if shape["cover"] is not None]
+    for dim, size in (("B", B), ("L", L)):
+        sizes = [shape[dim] for shape in right]
+        if not right or not min(sizes) / MARGIN <= size <= max(sizes) * MARGIN:
+            tuned = f"{min(sizes)} to {max(sizes)}" if right else "nothing"
+            return Found("default", f"{dim} = {size} is outside what was tuned: {tuned}")
+    near = nearest(right, B, L)
+    why = f"rule {near['cover']!r} of the cover, as for B = {near['B']}, L = {near['L']}"
+    return Found("cover", why, name=near["cover"], us=near["us"])
+
+
+def nearest(shapes: list[dict[str, Any]], B: int, L: int) -> dict[str, Any]:
+    """The shape whose batch and length differ by the least factors."""
+
+    def distance(shape: dict[str, Any]) -> float:
+        return math.hypot(math.log2(shape["B"] / B), math.log2(shape["L"] / L))
+
+    return min(shapes, key=distance)
+
+
+def _won(shape: dict[str, Any]) -> str:
+    """Why the winner at a shape won, in words."""
+    margin = shape["margin"]
+    if shape["default"]:
+        return "tuned here: nothing is faster than the default beyond doubt"
+    if margin is None:
+        return "tuned here; the default is not right or did not run"
+    ends = f"{margin['low']:.3f} to {margin['high']:.3f}"
+    return f"tuned here: {margin['ratio']:.3f} of the default's time ({ends})"
+
+
+def fastest(found: Mapping[str, Found]) -> tuple[str, str]:
+    """Which of some backends, in order of preference, is to run a problem, and why.
+
+    One that was measured replaces the first only if that was measured too, and is slower.
+    """
+    able = {name: one for name, one in found.items() if not one.failed} or dict(found)
+    first = next(iter(able))
+    us = able[first].us
+    if us is None:
+        return first, "the first that runs it"
+    timed = {name: one.us for name, one in able.items() if one.us is not None}
+    best = min(timed, key=lambda name: timed[name])
+    if timed[best] * CLEARLY < us:
+        return best, f"{timed[best]:.4g} us, where {first} takes {us:.4g} us"
+    return first, f"the first that runs it, at {us:.4g} us"
+
+
+@cache
+def tables(gpu: str, folder: str | None) -> dict[tuple[str, str], dict[str, Any]]:
+    """The tuned configs for a GPU by (op, backend); those of a folder before the shipped ones."""
+    found: dict[tuple[str, str], dict[str, Any]] = {}
+    for place in (SHIPPED, *([Path(folder)] if folder else [])):
+        path = place / file_name(gpu)
+        if path.is_file():
+            raw = json.loads(path.read_text(encoding="utf-8"))
+            if raw["format"] != FORMAT:
+                raise ValueError(f"{path}: expected format {FORMAT}, got {raw['format']}")
+            found |= {(table["op"], table["backend"]): _grouped(table) for table in raw["tables"]}
+    return found
+
+
+def _grouped(table: dict[str, Any]) -> dict[str, Any]:
+    groups = {group_of(group["problem"]): group["shapes"] for group in table["groups"]}
+    return {"fingerprint": table["fingerprint"], "groups": groups}
+
+
+def _stale(backend: str, module: str | None, then: dict[str, Any]) -> str | None:
+    """The first field in which the toolchain differs from what it was, or None."""
+    now = fingerprint(backend, module or "")
+    for name in (*now, *then):
+        if now.get(name) != then.get(name):
+            return f"{name} is {now.get(name)}, tuned with {then.get(name)}"
+    return None
+
+
+@cache
+def _warn(gpu: str, backend: str, op: str, stale: str) -> None:
+    """Warn once of each."""
+    warnings.warn(
+        f"the tuned configs of {backend} {op} for {gpu} are not used: {stale}. The defaults run; "
+        f"`mamba3-bench tune` makes new ones, {VARIABLE}=off silences this",
+        StaleWarning,
+        stacklevel=2,
+    )
+
+
+def forget() -> None:
+    """Read the files again, and the variable."""
+    for cached in (find, tables, _warn):
+        cached.cache_clear()

@@ -1,0 +1,113 @@
+"""What a compiled kernel depends on beside its problem: sources, compilers, driver."""
+
+import ast
+import hashlib
+import re
+import subprocess
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from functools import cache
+from importlib import metadata
+from importlib.util import find_spec
+from pathlib import Path
+
+PACKAGES: dict[str, tuple[str, ...]] = {  # by backend, beside torch
+    "triton": ("triton",),
+    "tilelang": ("tilelang", "apache-tvm-ffi"),
+    "cute": ("nvidia-cutlass-dsl",),
+}
+OWN_PTXAS = ("triton",)  # they bring an assembler whose version can be asked for
+
+
+@cache
+def fingerprint(backend: str, module: str) -> dict[str, str | None]:
+    """What the speed of a backend's kernel depends on here; it takes milliseconds, once."""
+    versions = {}
+    for package in ("torch", *PACKAGES.get(backend, ())):
+        with suppress(metadata.PackageNotFoundError):
+            versions[package] = metadata.version(package)
+    ptxas = ptxas_version() if backend in OWN_PTXAS else None
+    return made_with(backend, driver_version(), ptxas, versions, source_hash(module))
+
+
+def made_with(
+    backend: str,
+    driver: str | None,
+    ptxas: str | None,
+    versions: Mapping[str, str],
+    source: str,
+) -> dict[str, str | None]:
+    """The fingerprint of a backend's kernel: what its speed depends on, by name.
+
+    ptxas: version of the assembler, of the backends that bring their own; versions: of packages;
+    source: hash of the kernel's files.
+    """
+    assembler = {"ptxas": ptxas} if backend in OWN_PTXAS else {}
+    packages = {name: versions.get(name) for name in ("torch", *PACKAGES.get(backend, ()))}
+    return {"driver": driver, **assembler, **packages, "source": source}
+
+
+@cache
+def source_hash(module: str) -> str:
+    """A hash of a kernel's module and of what it imports from its own folder."""
+    digest = hashlib.sha256()
+    for path in sorted(kernel_files(module)):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()[:16]
+
+
+def kernel_files(module: str) -> set[Path]:
+    """A module and what it imports from its own folder, directly or not; empty for none."""
+    spec = None
+    with suppress(ImportError, ValueError):  # a module made from a file, or none
+        spec = find_spec(module)
+    if spec is None or spec.origin is None:
+        return set()
+    found: set[Path] = set()
+    waiting = [Path(spec.origin)]
+    while waiting:
+        path = waiting.pop()
+        if path not in found:
+            found.add(path)
+            waiting += _imported(path)
+    return found
+
+
+def _imported(path: Path) -> Iterator[Path]:
+    """The files beside a file that it imports relatively."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.level == 1:
+            names = [node.module.split(".")[0]] if node.module else [n.name for n in node.names]
+            for name in names:
+                beside = path.with_name(f"{name}.py")
+                if beside.is_file():
+                    yield beside
+
+
+@cache
+def ptxas_version() -> str | None:
+    """Version of the assembler that Triton ships; None without Triton."""
+    spec = find_spec("triton")
+    if spec is None or spec.origin is None:
+        return None
+    ptxas = Path(spec.origin).parent / "backends" / "nvidia" / "bin" / "ptxas"
+    try:
+        done = subprocess.run(
+            [str(ptxas), "--version"], capture_output=True, text=True, timeout=20, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    found = re.search(r"V(\d+(\.\d+)+)", done.stdout)
+    return found[1] if found else None
+
+
+@cache
+def driver_version() -> str | None:
+    """Version of the NVIDIA driver; None without one."""
+    with suppress(ImportError):
+        import pynvml
+
+        with suppress(pynvml.NVMLError):
+            pynvml.nvmlInit()
+            return str(pynvml.nvmlSystemGetDriverVersion())
+    return None

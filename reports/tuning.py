@@ -1,0 +1,201 @@
+"""The page of a tuning: winners, covers, and every candidate with its error, time and reason."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+from jinja2 import Environment, PackageLoader
+from matplotlib.lines import Line2D
+
+from ..bench import shipping
+from ..bench.cover import WITHIN, Cover
+from ..bench.fields import Candidate, Decision
+from ..bench.show import problem_name
+from .ink import COLOURS, GREY, Drawing, legend, log_ticks, panels, save, style
+from .limits import error_ratio
+from .page import data_uri
+
+EXPLAINED = (
+    "A candidate that is not right, or that ends its process, has no time and cannot win. The "
+    "others race the default, interleaved; the finalists are timed again in fresh processes. The "
+    "default wins unless something is faster beyond doubt."
+)
+WINNERS = ("problem", "backend", "winner", "us", "of default", "ties", "undecided", "notes")
+COVERS = ("op", "backend", "shapes", "rules", "worst regret", "held out: mean", "held out: worst")
+COLUMNS = (
+    *("", "config", "us", "confirmed us", "of default", "error / bound", "registers", "spills B"),
+    *("shared B", "outcome", "why it did not win"),
+)
+# Colours and markers of what became of a candidate.
+LOOKS = {
+    "winner": (COLOURS[2], "*"),
+    "default": (COLOURS[6], "D"),
+    "tie": (COLOURS[0], "o"),
+    "confirmed": (COLOURS[5], "o"),
+    "out of the race": (GREY, "."),
+    "not right or not run": (COLOURS[1], "x"),
+}
+LOWEST, HIGHEST = 1e-3, 1e3  # ratios of error to bound are drawn between these
+
+
+class _Field(NamedTuple):
+    title: str
+    image: str
+    lines: list[list[str]]
+
+
+def write(decisions: Sequence[Decision], out: Path) -> Path:
+    """Write index.html and a figure for each field into a folder; returns the page's path."""
+    out.mkdir(parents=True, exist_ok=True)
+    fields = []
+    for number, one in enumerate(decisions, 1):
+        drawing = scatter(one, f"tuning-{number}")
+        image = data_uri(save(drawing, out / "figures")) if drawing else ""
+        title = f"{one.field.backend} {problem_name(one.field.problem)}"
+        ordered = sorted(one.field.candidates, key=_order)
+        fields.append(_Field(title, image, [cells(one, each) for each in ordered]))
+    environment = Environment(
+        loader=PackageLoader(__package__), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    known = decisions[0].field.environment
+    page = environment.get_template("tuning.html").render(
+        machine=known.get("gpu") or f"CPU ({known.get('cpu')})",
+        cpu=known.get("gpu") is None,
+        explained=EXPLAINED,
+        candidates=sum(len(one.field.candidates) for one in decisions),
+        winner_columns=WINNERS,
+        winners=[winner_cells(one) for one in decisions],
+        within=f"{WITHIN:.0%}",
+        cover_columns=COVERS,
+        covers=[cover_cells(name, cover) for name, cover in shipping.covers(decisions).items()],
+        columns=COLUMNS,
+        fields=fields,
+    )
+    index = out / "index.html"
+    index.write_text(page, encoding="utf-8")
+    return index
+
+
+def winner_cells(one: Decision) -> list[str]:
+    """The line of a field."""
+    winner, margin = one.winner, one.margin
+    head = [problem_name(one.field.problem), one.field.backend]
+    if winner is None:
+        return [*head, "none", "", "", "", "", "no candidate is right and confirmed"]
+    own = winner.index == 0
+    return [
+        *head,
+        "default" if own else _config(winner),
+        f"{one.us(winner):.4g}",
+        ""
+        if own or margin is None
+        else f"{margin.ratio:.3f} ({margin.low:.3f} to {margin.high:.3f})",
+        str(len(one.ties) - 1),
+        str(len(one.undecided)),
+        "" if own else "; ".join(one.edges(winner)),
+    ]
+
+
+def cover_cells(name: tuple[str, str, str], cover: Cover) -> list[str]:
+    """The line of a group of problems."""
+    held_out = list(cover.held_out.values())
+    return [
+        *name[:2],
+        str(len(cover.chosen)),
+        "; ".join(cover.rules),
+        f"{max(cover.regret.values()):.1%}",
+        f"{sum(held_out) / len(held_out):.1%}" if held_out else "",
+        f"{max(held_out):.1%}" if held_out else "",
+    ]
+
+
+def cells(decision: Decision, one: Candidate) -> list[str]:
+    """The line of a candidate."""
+    samples = one.samples() if one.outcome == "correct" else None
+    confirmed = one in decision.field.confirmed()
+    margin = decision.over_default(one) if confirmed and one.index else None
+    kernels: list[dict[str, Any]] = next((row.resources for row in one.rows if row.resources), [])
+    figures = [
+        str(max(kernel[part] for kernel in kernels)) if kernels else ""
+        for part in ("registers", "spills", "shared")
+    ]
+    ratio = worst(one)
+    return [
+        role(decision, one),
+        _config(one),
+        f"{samples.median:.4g}" if samples else "",
+        f"{decision.us(one):.4g}" if confirmed else "",
+        f"{margin.ratio:.3f} ({margin.low:.3f} to {margin.high:.3f})" if margin else "",
+        "" if ratio is None else f"{ratio:.2g}",
+        *figures,
+        one.outcome,
+        one.reason,
+    ]
+
+
+def role(decision: Decision, one: Candidate) -> str:
+    """What became of a candidate, in the words of the figure."""
+    if one.outcome != "correct" or one.samples() is None:
+        return "not right or not run"
+    if one is decision.winner:
+        return "winner"
+    if one.index == 0:
+        return "default"
+    if one in decision.ties:
+        return "tie"
+    return "confirmed" if one in decision.field.confirmed() else "out of the race"
+
+
+def worst(one: Candidate) -> float | None:
+    """The largest ratio of an error to its bound over all rows; None where nothing was compared."""
+    ratios = [error_ratio(error) for row in one.rows for error in row.errors.values()]
+    if any(math.isnan(ratio) for ratio in ratios):
+        return math.inf
+    return max(ratios, default=None)
+
+
+def scatter(decision: Decision, name: str) -> Drawing | None:
+    """Error over bound against time, every candidate that was compared; None without any."""
+    points = []
+    for one in decision.field.candidates:
+        ratio, samples = worst(one), one.samples() if one.outcome == "correct" else None
+        if ratio is not None:
+            points.append((samples.median if samples else None, ratio, role(decision, one)))
+    times = [us for us, _, _ in points if us is not None]
+    if not points or not times:
+        return None
+    untimed = min(times) / 1.3  # at the left edge: what is not right has no time
+    figure, (axes,) = panels(1)
+    with style():
+        for label, (colour, marker) in LOOKS.items():
+            mine = [(us or untimed, ratio) for us, ratio, kind in points if kind == label]
+            if mine:
+                x, y = zip(*((us, min(max(r, LOWEST), HIGHEST)) for us, r in mine), strict=True)
+                size = 11 if marker == "*" else 6
+                axes.plot(x, y, marker, color=colour, markersize=size, linestyle="none")
+        axes.axhline(1, color=GREY)
+        axes.set_ylim(LOWEST / 1.5, HIGHEST * 1.5)
+        log_ticks(axes, "x")
+        log_ticks(axes, "y")
+        axes.set_xlabel("time in the race (us), lower is better; crosses have no time")
+        axes.set_ylabel("error over bound (ratio)")
+    kinds = {kind for _, _, kind in points}
+    entries = [
+        Line2D([], [], marker=marker, color=colour, linestyle="none", label=label)
+        for label, (colour, marker) in LOOKS.items()
+        if label in kinds
+    ]
+    legend(figure, entries)
+    title = f"{decision.field.backend} {problem_name(decision.field.problem)}"
+    return Drawing(name, title, "", figure, pd.DataFrame(points)).named(name, title, "")
+
+
+def _config(one: Candidate) -> str:
+    return " ".join(f"{name}={value}" for name, value in one.config.items())
+
+
+def _order(one: Candidate) -> tuple[bool, float]:
+    samples = one.samples() if one.outcome == "correct" else None
+    return samples is None, samples.median if samples else one.index

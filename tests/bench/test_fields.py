@@ -1,0 +1,135 @@
+"""What is decided from the rows of a tuning: winners, ties, limits, edges."""
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mamba3_bench.bench.fields import decide, read
+from mamba3_bench.bench.race import UNDECIDED
+
+spec = importlib.util.spec_from_file_location("tunings", Path(__file__).with_name("tunings.py"))
+tunings = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(tunings)
+candidate = tunings.candidate
+
+
+@pytest.fixture
+def numbers(seed):
+    return np.random.default_rng(seed)
+
+
+def decided(*candidates):
+    """The decision of one field."""
+    (one,) = decide(read([row for rows in candidates for row in rows]))
+    return one
+
+
+def kernel(shared=1000, registers=100, spills=0, threads=128):
+    return {"kernel": "k", "shared": shared, "registers": registers, "spills": spills,
+            "threads": threads}  # fmt: skip
+
+
+def test_the_faster_wins_with_its_margin(numbers):
+    """10 % beyond doubt; the interval holds the truth, and the third is told apart."""
+    one = decided(candidate(0, 100, numbers), candidate(1, 90, numbers), candidate(2, 95, numbers))
+    assert one.winner.index == 1
+    assert one.margin.low < 0.9 < one.margin.high < 0.95
+    assert [tie.index for tie in one.ties] == [1]
+    assert one.us(one.winner) == pytest.approx(90, rel=0.01)
+
+
+def test_the_default_wins_ties(numbers):
+    """What cannot be told apart from the fastest is reported; the default is taken."""
+    one = decided(candidate(0, 100, numbers), candidate(1, 99.9, numbers))
+    assert one.winner.index == 0
+    assert {tie.index for tie in one.ties} == {0, 1}
+
+
+def test_of_equals_the_cheapest_wins(numbers):
+    """Not the default: then shared memory decides, before the order of the space."""
+    one = decided(
+        candidate(0, 120, numbers, resources=[kernel()]),
+        candidate(1, 100, numbers, resources=[kernel(shared=9000)]),
+        candidate(2, 100, numbers, resources=[kernel(shared=500)]),
+    )
+    assert one.winner.index == 2
+    assert {tie.index for tie in one.ties} == {1, 2}
+
+
+def test_wrong_in_its_last_row_is_no_winner(numbers):
+    """Right in the race, and wrong in one of the confirming processes."""
+    fast = candidate(1, 50, numbers)
+    at, config, names = tunings.problem(), fast[0].config, fast[0].place["names"]
+    fast[-1] = tunings.row(at, config, 1, 3, names, "sweep", 2, status="wrong", reason="planted")
+    one = decided(candidate(0, 100, numbers), fast)
+    assert one.winner.index == 0
+    assert one.field.counts == {"correct": 1, "correctness": 1}
+
+
+def test_no_right_candidate_no_winner(numbers):
+    """Nothing is shipped then."""
+    one = decided(
+        candidate(0, 1, numbers, status="wrong"), candidate(1, 1, numbers, status="wrong")
+    )
+    assert one.winner is one.margin is one.best is None
+
+
+def test_without_its_default_a_field_is_decided(numbers):
+    """The default does not run here: the fastest wins, with no margin."""
+    one = decided(
+        candidate(0, 1, numbers, status="run-failed"),
+        candidate(1, 80, numbers),
+        candidate(2, 90, numbers),
+    )
+    assert (one.winner.index, one.margin) == (1, None)
+
+
+@pytest.mark.parametrize(
+    ("resources", "says"),
+    [
+        (kernel(shared=232449), "232449 bytes of shared memory, the GPU allows a block 232448"),
+        (kernel(registers=129, threads=512), "129 registers in each of 512 threads"),
+    ],
+)
+def test_limits_of_the_device(numbers, resources, says):
+    """What exceeds one is left out with both numbers; one within them is not."""
+    one = decided(
+        candidate(0, 100, numbers, resources=[kernel(shared=232448, registers=128, threads=512)]),
+        candidate(1, 1, numbers, resources=[kernel(), resources]),
+    )
+    assert one.winner.index == 0
+    out = one.field.candidates[1]
+    assert out.outcome == "constraints"
+    assert says in out.reason
+
+
+def test_edges_of_the_space(numbers):
+    """The highest of three values is an edge; one of two, or in the middle, is none."""
+    one = decided(*(candidate(i, 100 - 10 * i, numbers) for i in range(3)))
+    assert one.edges(one.winner) == ["chunk = 128 is the highest tried"]
+    assert one.edges(one.field.candidates[1]) == []
+
+
+def test_the_undecided_are_counted(numbers):
+    """They left the race because there were too many, not because they were slower."""
+    one = decided(
+        candidate(0, 100, numbers), candidate(1, 100, numbers, confirm=0, reason=UNDECIDED)
+    )
+    assert [each.index for each in one.undecided] == [1]
+    assert one.winner.index == 0
+
+
+def test_tunings_of_one_truth_agree():
+    """Five of them, with near equals among the candidates: one winner, or sets that overlap."""
+    sets, winners = [], []
+    for seed in range(5):
+        numbers = np.random.default_rng(seed)
+        truth = (110, 100, 100.2, 103)
+        one = decided(*(candidate(i, us, numbers, of=4) for i, us in enumerate(truth)))
+        sets.append({tie.index for tie in one.ties})
+        winners.append(one.winner.index)
+    assert set(winners) <= {1, 2}
+    assert all(a & b for a in sets for b in sets)
+    assert all(3 not in ties for ties in sets)

@@ -1,0 +1,218 @@
+"""Tuning through real workers: planted faults never win and never end it; it resumes and replays.
+
+The kernels are in tunable.py: torch, made slower, and the faults of faults.py.
+"""
+
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from mamba3_bench.bench import export, fields, records
+from mamba3_bench.bench.cli import main
+from mamba3_bench.bench.jobs import Entry, Job, Place, Settings
+from mamba3_bench.bench.runner import Runner, Slot
+from mamba3_bench.bench.tune import confirmations
+from mamba3_bench.kernels.problem import Problem
+
+PLUGIN = str(Path(__file__).with_name("tunable.py"))
+SPACE = "MAMBA3_BENCH_TEST_SPACE"  # as in tunable.py
+HANG_S = 8.0
+PREFILL = Problem(
+    "prefill", 1, 37, 2, 1, 4, 8, 1, 2, torch.bfloat16, torch.float32, optional=("d",)
+)  # fmt: skip
+DECODE = Problem("decode", 3, 1, 3, 1, 4, 8, 1, 2, torch.bfloat16, torch.float32, has_state=True)
+
+OUTCOMES = {  # of each fault in a prefill
+    "zeros": "correctness",
+    "zeros_tail": "correctness",
+    "skips_state": "correctness",
+    "wavers": "correctness",
+    "writes_gap": "correctness",
+    "clobbers_input": "correctness",
+    "tires": "correctness",
+    "does_not_compile": "compile",
+    "loses_device": "runtime",
+    "hangs": "timeout",
+    "exits_when_timed": "runtime",
+}
+DECODE_OUTCOMES = {"skips_state": "correctness", "writes_nothing": "correctness"}
+
+
+class Silent:
+    """Watches nothing."""
+
+    def planned(self, total, recorded):
+        pass
+
+    def stage(self, slot, job, stage):
+        pass
+
+    def row(self, row):
+        pass
+
+
+def job(problem, faults):
+    """The default, which is slow, two right configs, and the faults, all of them faster."""
+    configs = [(6, ""), (5, ""), (0, ""), *((0, fault) for fault in faults)]
+    return Job(
+        tuple(
+            Entry(
+                problem,
+                "tunable",
+                {"more": more, "fault": fault},
+                place=Place(i, len(configs), (f"more={more} {fault}",)),
+            )
+            for i, (more, fault) in enumerate(configs)
+        )
+    )
+
+
+@pytest.fixture(scope="module")
+def tuned(tmp_path_factory):
+    """The record file of one tuning over every fault, a prefill and a decode.
+
+    Processes that share the tests share it: the first makes it, the others wait.
+    """
+    run = os.environ.get("PYTEST_XDIST_TESTRUNUID")
+    base = tmp_path_factory.getbasetemp()
+    path = (base.parent / f"tuned-{run}" if run else base / "tuned") / "records.jsonl"
+    path.parent.mkdir(exist_ok=True)
+    with path.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not path.with_suffix(".done").exists():
+            tune_all(path)
+            path.with_suffix(".done").touch()
+    return path
+
+
+def tune_all(path):
+    """Tune over every fault, and confirm the finalists."""
+    os.environ[SPACE] = ",".join(["5:", "0:", *(f"0:{fault}" for fault in OUTCOMES)])
+    os.environ[SPACE] += "".join(f",0:{fault}" for fault in DECODE_OUTCOMES)
+    slot = Slot("cpu", {"OMP_NUM_THREADS": "1"})
+    jobs = [job(PREFILL, OUTCOMES), job(DECODE, DECODE_OUTCOMES)]
+    raced = Runner(
+        Settings("tune", budget_s=0.01, plugins=(PLUGIN,)), [slot], path, Silent(), timeout_s=HANG_S
+    ).run(jobs)
+    finals = confirmations(fields.read(raced.all), jobs, 2, 1)
+    sweep = Settings("sweep", budget_s=0.01, plugins=(PLUGIN,))
+    Runner(sweep, [slot], path, Silent()).run(finals)
+    del os.environ[SPACE]
+
+
+@pytest.fixture(scope="module")
+def decisions(tuned):
+    """What the records come to, by op."""
+    found = fields.decide(fields.read(records.read([tuned])))
+    return {one.field.op: one for one in found}
+
+
+@pytest.mark.parametrize("fault", OUTCOMES)
+def test_fault_is_no_winner(decisions, fault):
+    """Though faster than all others, it is out, has no time, and its reason is told."""
+    check(decisions["prefill"], fault, OUTCOMES[fault])
+
+
+@pytest.mark.parametrize("fault", DECODE_OUTCOMES)
+def test_fault_in_place_is_no_winner(decisions, fault):
+    """The same where the state is updated in place."""
+    check(decisions["decode"], fault, DECODE_OUTCOMES[fault])
+
+
+def check(decision, fault, outcome):
+    (one,) = (one for one in decision.field.candidates if one.config["fault"] == fault)
+    assert (one.outcome, one.samples()) == (outcome, None)
+    assert one.reason
+    assert one not in decision.ties
+
+
+@pytest.mark.parametrize("op", ["prefill", "decode"])
+def test_the_fastest_right_config_wins(decisions, op):
+    """The default, seven times as slow, was raced and confirmed beside it."""
+    decision = decisions[op]
+    assert decision.winner.config == {"more": 0, "fault": ""}
+    assert decision.margin.high < 1
+    assert decision.field.default in decision.field.confirmed()
+
+
+def test_replay_decides_the_same(tuned, decisions, tmp_path, capsys):
+    """From the records alone: the winners, the page with every candidate, and the exports."""
+    assert main(["tune", "--replay", str(tuned), "--out", str(tmp_path)]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "more=0" in said
+    page = (tmp_path / "index.html").read_text()
+    for one in decisions.values():
+        for candidate in one.field.candidates:
+            assert f"fault={candidate.config['fault']}" in page
+    for fault in OUTCOMES:
+        assert f"fault={fault}" in page
+    assert page.count("data:image/") == 2
+    assert "CPU times are CPU times" in page
+
+
+# The fields that the T4 results schema, version 1.0.0, asks of every result, and its words.
+REQUIRED = {"configuration": dict, "times": dict, "invalidity": str, "correctness": float}
+INVALIDITY = {"timeout", "compile", "runtime", "correctness", "constraints", "correct"}
+
+
+def test_export_as_t4(decisions):
+    """Every candidate as a result with the fields, types and words of the schema."""
+    content = json.loads(json.dumps(export.t4_results(decisions["prefill"]), allow_nan=False))
+    assert content["schema_version"] == "1.0.0"
+    results = content["results"]
+    assert len(results) == 3 + len(OUTCOMES)
+    for one in results:
+        assert all(isinstance(one[name], kind) for name, kind in REQUIRED.items())
+        assert one["invalidity"] in INVALIDITY
+        assert (one["invalidity"] == "correct") == (one["correctness"] == 1)
+        assert all(isinstance(one["times"][n], float) for n in ("compilation_time", "validation"))
+        assert all({"name", "value", "unit"} == set(each) for each in one["measurements"])
+    timed = [one for one in results if one["times"]["runtimes"]]
+    assert {one["invalidity"] for one in timed} == {"correct"}
+
+
+def test_kill_and_resume(tmp_path, monkeypatch):
+    """After kill -9 the same command goes on: no candidate that has its row runs again."""
+    monkeypatch.setenv(SPACE, "0:,0:zeros,4:")
+    path = tmp_path / "out" / "records.jsonl"
+    line = [
+        "tune", "--plugin", PLUGIN, "--backend", "tunable", "--length", "9", "--heads", "2",
+        "--head-size", "4", "--state", "8", "--budget", "0.01", "--confirm", "1",
+        "--out", str(tmp_path / "out"), "--device", "cpu",
+    ]  # fmt: skip
+    script = "import sys; from mamba3_bench.bench.cli import main; sys.exit(main())"
+    process = subprocess.Popen(
+        [sys.executable, "-P", "-c", script, *line],
+        stdout=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    end = time.monotonic() + 60
+    while not (path.exists() and records.read([path])):
+        assert time.monotonic() < end
+        assert process.poll() is None
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    before = path.read_bytes()
+    assert main(line) == 0
+    assert path.read_bytes().startswith(before)
+    keys = [row.key for row in records.read([path])]
+    assert len(keys) == len(set(keys))
+    (decision,) = fields.decide(fields.read(records.read([path])))
+    assert [one.outcome for one in decision.field.candidates] == [
+        "correct", "correct", "correctness", "correct",
+    ]  # fmt: skip
+
+
+def test_nothing_to_tune(capsys):
+    """A backend without a choice is said to have none, with an exit code of its own."""
+    assert main(["tune", "--backend", "reference", "--device", "cpu", "--heads", "2"]) == 3
+    assert "nothing to tune" in capsys.readouterr().out

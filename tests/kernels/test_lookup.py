@@ -1,0 +1,230 @@
+"""Tuned configs: which is taken for a problem, why, and when none is."""
+
+import importlib.util
+import json
+import warnings
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from mamba3_bench.bench import shipping
+from mamba3_bench.bench.cli import main
+from mamba3_bench.bench.fields import decide, read
+from mamba3_bench.bench.grid import Axes, problems
+from mamba3_bench.kernels import lookup, ops, plans, registry, toolchain
+from mamba3_bench.kernels.family import make_call
+from mamba3_bench.kernels.lookup import StaleWarning, file_name
+from mamba3_bench.kernels.problem import Problem
+
+at = Path(__file__).parent.parent / "bench" / "tunings.py"
+spec = importlib.util.spec_from_file_location("tunings", at)
+tunings = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(tunings)
+GPU, problem = tunings.GPU, tunings.problem
+MODULE = "mamba3_bench.kernels.triton.prefill"
+WIN = {"chunk": 64, "piece": 0, "segment": 0, "num_warps": 8, "num_stages": 3}
+RULE = "chunk=64 fill=0 warps=8 stages=3"
+CPU = torch.device("cpu")
+
+pytest.importorskip("triton")
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory):
+    """The winners of a tuning of triton prefills at two batches and two lengths, as a file."""
+    rng, rows = np.random.default_rng(0), []
+    for B in (2, 8):
+        for L in (1024, 4096):
+            shape = problem(B, L)
+            own = registry.get("prefill", "triton").default(shape, CPU)
+            own = registry.config_dict(own)
+            rows += tunings.candidate(0, 100 * B, rng, shape, config=own, names=("default",))
+            rows += tunings.candidate(1, 80 * B, rng, shape, config=WIN, names=(RULE,))
+    folder = tmp_path_factory.mktemp("tuned")
+    (path,) = shipping.write(shipping.files(decide(read(rows))), folder)
+    assert path.name == file_name(GPU) == "NVIDIA_H100_80GB_HBM3.json"
+    return path
+
+
+@pytest.fixture
+def here(file, monkeypatch, tmp_path):
+    """That file, in use, on a machine with the toolchain that it was made with."""
+    raw = json.loads(file.read_text())
+    now = raw["tables"][0]["fingerprint"]
+    monkeypatch.setattr(lookup, "fingerprint", lambda backend, module: dict(now))
+    (tmp_path / file.name).write_text(json.dumps(raw))
+    monkeypatch.setenv(lookup.VARIABLE, str(tmp_path))
+    lookup.forget()
+    yield now
+    monkeypatch.undo()
+    lookup.forget()
+
+
+def choice(shape, gpu=GPU):
+    return registry.get("prefill", "triton").choice(shape, gpu, CPU)
+
+
+def test_at_a_tuned_shape_its_winner(here):
+    """With its margin over the default as the reason."""
+    config, found = choice(problem(8, 1024))
+    assert registry.config_dict(config) == WIN
+    assert found.how == "exact"
+    assert found.why.startswith("tuned here: 0.80")
+    assert found.us == pytest.approx(640, rel=0.01)
+
+
+def test_between_tuned_shapes_the_rule_of_the_nearest(here):
+    """The rule, not the values: its cuts are those of the new shape."""
+    config, found = choice(problem(6, 2000))
+    assert (found.how, found.name) == ("cover", RULE)
+    assert "B = 8, L = 1024" in found.why or "B = 8, L = 4096" in found.why
+    assert config == registry.get("prefill", "triton").space(problem(6, 2000), CPU)[RULE]
+
+
+@pytest.mark.parametrize(
+    ("shape", "says"),
+    [
+        (problem(8, 100), "L = 100 is outside what was tuned: 1024 to 4096"),
+        (problem(32, 1024), "B = 32 is outside"),
+        (Problem("prefill", 8, 1024, 64, 1, 64, 128, 1, 32, torch.float16, torch.float32),
+         "not these dims, dtypes and options"),
+    ],
+)  # fmt: skip
+def test_elsewhere_the_default(here, shape, says):
+    """Outside the range, and for other dims, dtypes or options; the reason says which."""
+    config, found = choice(shape)
+    assert config == registry.get("prefill", "triton").default(shape, CPU)
+    assert found.how == "default"
+    assert says in found.why
+
+
+def test_another_gpu_or_none(here):
+    """Winners are a GPU's own."""
+    assert "was not tuned for NVIDIA H200" in choice(problem(8, 1024), "NVIDIA H200")[1].why
+    assert choice(problem(8, 1024), None)[1].why == "no GPU"
+
+
+@pytest.mark.parametrize("field", ["driver", "ptxas", "torch", "triton", "source"])
+def test_a_stale_fingerprint_is_the_default_and_one_warning(here, field):
+    """The warning names the field and both values; a second look-up is silent."""
+    then, here[field] = here[field], "other"
+    with pytest.warns(StaleWarning, match=f"{field} is other, tuned with {then}"):
+        found = choice(problem(8, 1024))[1]
+    assert found.how == "default"
+    assert field in found.why
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert choice(problem(2, 4096))[1].how == "default"
+
+
+def test_off(here, monkeypatch):
+    """By the variable, without a warning."""
+    monkeypatch.setenv(lookup.VARIABLE, "off")
+    lookup.forget()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert choice(problem(8, 1024))[1].how == "default"
+
+
+def test_a_call_without_a_config_runs_the_winner(monkeypatch, tmp_path):
+    """By `auto` and by name; the look-up is made once for calls of a kind, not for each."""
+    (shape,) = problems(Axes(batch=(1,), length=(9,), heads=(2,), head_size=(8,), state=(8,)))
+    torch_prefill = registry.get("prefill", "torch")
+    ran, asked = [], []
+    spy = replace(torch_prefill, run=lambda call, config: ran.append(config.chunk_size))
+    monkeypatch.setitem(registry._registered, ("prefill", "torch"), spy)
+    rng, rows = np.random.default_rng(0), []
+    for index, size in enumerate((64, 16)):
+        config = {"chunk_size": size}
+        rows += tunings.candidate(index, 100 - 50 * index, rng, shape, config=config)
+    rows = [replace(row, backend="torch") for row in rows]
+    shipping.write(shipping.files(decide(read(rows))), tmp_path)
+    monkeypatch.setenv(lookup.VARIABLE, str(tmp_path))
+    monkeypatch.setattr(lookup, "gpu_of", lambda device: GPU)
+    monkeypatch.setattr(lookup, "fingerprint", lambda *of: asked.append(of) or then)
+    (table,) = json.loads((tmp_path / file_name(GPU)).read_text())["tables"]
+    then = table["fingerprint"]
+    lookup.forget()
+    plans.forget()
+    call = make_call(shape, 0)
+    for _ in range(3):
+        ops.prefill(call.inputs, call.params, backend="torch")
+        ops.prefill(call.inputs, call.params)
+    assert ran == [16] * 6
+    assert asked == [("torch", "mamba3_bench.kernels.torch.prefill")]
+    monkeypatch.undo()
+    lookup.forget()
+    plans.forget()
+
+
+def found(us=None, failed=False):
+    return lookup.Found("exact", "", us=us, failed=failed)
+
+
+@pytest.mark.parametrize(
+    ("known", "taken"),
+    [
+        ({"a": found(), "b": found()}, "a"),
+        ({"a": found(100), "b": found(90)}, "b"),
+        ({"a": found(100), "b": found(99)}, "a"),
+        ({"a": found(), "b": found(1)}, "a"),
+        ({"a": found(100), "b": found()}, "a"),
+        ({"a": found(failed=True), "b": found()}, "b"),
+        ({"a": found(failed=True)}, "a"),
+    ],
+)
+def test_auto_between_backends(known, taken):
+    """The first in order, unless another was measured beside it and is faster, or it is wrong."""
+    assert lookup.fastest(known)[0] == taken
+
+
+def test_merging_keeps_other_groups_of_the_same_toolchain(file, tmp_path):
+    """A new tuning replaces its own groups; with another toolchain the old ones go."""
+    raw = json.loads(file.read_text())
+    other = json.loads(file.read_text())
+    other["tables"][0]["groups"][0]["problem"]["N"] = 64
+    shipping.write({GPU: raw}, tmp_path)
+    (path,) = shipping.write({GPU: other}, tmp_path, merge=True)
+    assert len(json.loads(path.read_text())["tables"][0]["groups"]) == 2
+    other["tables"][0]["fingerprint"]["driver"] = "newer"
+    shipping.write({GPU: other}, tmp_path, merge=True)
+    assert len(json.loads(path.read_text())["tables"][0]["groups"]) == 1
+
+
+def test_why(here, capsys):
+    """On a machine without a GPU, for another one: who runs, with what, and why."""
+    line = [
+        "why",
+        "--gpu",
+        GPU,
+        "--batch",
+        "8",
+        "--length",
+        "1024,3000,9000",
+        "--backend",
+        "triton",
+    ]
+    assert main(line) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "exact" in said
+    assert "cover" in said
+    assert "is outside what was" in said
+
+
+def test_the_source_of_a_kernel_is_its_own_files():
+    """What it imports from its folder counts, another kernel of the folder does not."""
+    names = {path.name for path in toolchain.kernel_files(MODULE)}
+    assert {"prefill.py", "activate.py", "functions.py", "compile.py"} <= names
+    assert "decode.py" not in names
+
+
+def test_shipped_files_are_read():
+    """Whatever is shipped has the format that this version reads, and a legal config each."""
+    for path in lookup.SHIPPED.glob("*.json"):
+        raw = json.loads(path.read_text())
+        tables = lookup.tables(raw["gpu"], None)
+        assert path.name == file_name(raw["gpu"])
+        assert {(table["op"], table["backend"]) for table in raw["tables"]} == set(tables)
