@@ -105,16 +105,16 @@ PRESETS: dict[str, Preset] = {
         ),
     ),
     "h100-decode": Preset(
-        "our decode steps, batches 1 to 128",
+        "our decode steps beside the official ones, ranks 1 to 8, batches 1 to 128",
         (
             Match(
                 {
                     "state": "64,128",
-                    "rank": "1,2,4",
+                    "rank": "1,2,4,8",
                     "batch": "1,8,32,128",
                     "state_dtype": "fp32,bf16",
                 },
-                (Contender("decode"),),
+                (Contender("decode", ("ours", *OFFICIAL)),),
             ),
         ),
     ),
