@@ -31,6 +31,7 @@ FIGURES = {  # of a compiled kernel, in the same way
 }
 FOLDED = ("reason", "config")
 TEXT = ("op", "dtype", "h", "backend", "status", "kernel", *OPTIONS)
+WORTH_TELLING_S = 10.0  # of a run: where its time went
 WIDE = 132  # columns where there is no terminal to ask
 
 
@@ -48,6 +49,8 @@ class Watch:
         self.page, self.title = page, title
         self.total = self.done = 0
         self._begin = time.monotonic()
+        self._spent: dict[str, float] = {}  # seconds by stage, of all workers together
+        self._at: dict[int, tuple[str, float]] = {}  # stage of a worker and since when
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -65,6 +68,21 @@ class Watch:
 
     def __exit__(self, *error: object) -> None:
         self._bar.stop()
+        for worker in list(self._at):
+            self._pass(worker)
+        if sum(self._spent.values()) >= WORTH_TELLING_S:
+            longest = sorted(self._spent.items(), key=lambda item: -item[1])
+            parts = [f"{what} {seconds:.0f} s" for what, seconds in longest if seconds >= 0.5]
+            self.page.print(f"time went to: {', '.join(parts)}", markup=False, highlight=False)
+
+    def _pass(self, worker: int, what: str = "") -> None:
+        """A worker's stage is over, and the next, if there is one, begins."""
+        before, since = self._at.pop(worker, ("", 0.0))
+        now = time.monotonic()
+        if before:
+            self._spent[before] = self._spent.get(before, 0.0) + now - since
+        if what:
+            self._at[worker] = what, now
 
     def planned(self, total: int, recorded: int) -> None:
         """Entries asked for, and how many of them are recorded already."""
@@ -75,6 +93,7 @@ class Watch:
 
     def stage(self, slot: Slot, job: Job, stage: Stage) -> None:
         """What a worker does now."""
+        self._pass(id(slot), stage.what.split(" (")[0])
         entry = job.entries[stage.entry or 0]
         who = "all" if stage.entry is None else entry.backend
         name = problem_name(entry.problem.as_dict())
@@ -85,6 +104,7 @@ class Watch:
         self._bar.update(self._task, stage=f"compiling ahead: {done} of {total} problems")
         if done == total and not self.page.is_terminal:
             seconds = time.monotonic() - self._begin
+            self._spent["compiling ahead"] = seconds
             self.page.print(
                 f"compiled for {total} problems ahead, {seconds:.0f} s", highlight=False
             )

@@ -1,4 +1,4 @@
-"""What a compiled kernel depends on beside its problem: sources, compilers, driver."""
+"""What a compiled kernel depends on beside its problem, and what it takes: by NVIDIA's tools."""
 
 import ast
 import hashlib
@@ -99,6 +99,22 @@ def ptxas_version() -> str | None:
         return None
     found = re.search(r"V(\d+(\.\d+)+)", done.stdout)
     return found[1] if found else None
+
+
+def usage(cubin: Path) -> dict[str, int]:
+    """What a kernel takes, by the cuobjdump that comes with Triton: REG, STACK, SHARED and others.
+
+    REG: registers of a thread. STACK: bytes of a thread in local memory, spills among them.
+    SHARED: bytes of a block, without those that a launch asks for.
+    """
+    spec = find_spec("triton")
+    if spec is None or spec.origin is None:
+        raise ImportError("cuobjdump comes with Triton, which is not installed")
+    tool = Path(spec.origin).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    done = subprocess.run(
+        [str(tool), "--dump-resource-usage", str(cubin)], capture_output=True, text=True, check=True
+    )
+    return {name: int(number) for name, number in re.findall(r"\b([A-Z]+):(\d+)", done.stdout)}
 
 
 @cache

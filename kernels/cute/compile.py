@@ -1,7 +1,5 @@
 """Compiling CuTe kernels, and what they cost on an H100, found where there may be no GPU."""
 
-import re
-import subprocess
 import tempfile
 import warnings
 from pathlib import Path
@@ -10,6 +8,7 @@ from typing import Any
 from cutlass import cute
 from cutlass.cute.runtime import make_fake_stream
 
+from .. import toolchain
 from ..registry import Resources
 
 
@@ -38,7 +37,7 @@ def ptx(kernel: Any, *arguments: Any) -> str:
 
 
 def resources(kernel: Any, shared: int, threads: int, *arguments: Any) -> Resources:
-    """Registers and spills of a kernel for sm_90a, by cuobjdump.
+    """Registers and spills of a kernel for sm_90a.
 
     The cubin does not know its shared memory: that is a launch argument.
     """
@@ -46,18 +45,6 @@ def resources(kernel: Any, shared: int, threads: int, *arguments: Any) -> Resour
         options = f"--gpu-arch=sm_90a --keep-cubin --dump-dir={folder}"
         host_function(kernel, *arguments, options=options)
         (cubin,) = Path(folder).glob("*.cubin")
-        text = subprocess.run(
-            [cuobjdump(), "--dump-resource-usage", cubin],
-            capture_output=True, text=True, check=True,
-        ).stdout  # fmt: skip
-    (found,) = re.findall(r"Function \w+:\s+REG:(\d+) STACK:(\d+)", text)
-    registers, stack = found
+        took = toolchain.usage(cubin)
     # the function's own name is the mangled types of all its arguments
-    return Resources(type(kernel).__name__, int(registers), int(stack), shared, threads)
-
-
-def cuobjdump() -> str:
-    """The cuobjdump that comes with Triton."""
-    import triton.backends.nvidia
-
-    return str(Path(triton.backends.nvidia.__path__[0]) / "bin" / "cuobjdump")
+    return Resources(type(kernel).__name__, took["REG"], took["STACK"], shared, threads)

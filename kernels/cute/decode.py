@@ -150,9 +150,13 @@ def constants(call: Call) -> list[int]:
 
 def resources(problem: Problem, config: Config) -> list[Resources]:
     """What the kernel of a problem costs; the batch does not matter to it."""
-    facts = facts_of(problem)
+    return [_resources(facts_of(problem), config)]
+
+
+@cache
+def _resources(facts: Facts, config: Config) -> Resources:
     kernel = kernel_of(facts, config)
-    return [compile.resources(kernel, kernel.shared, config.threads, *fake_arguments(facts))]
+    return compile.resources(kernel, kernel.shared, config.threads, *fake_arguments(facts))
 
 
 def launcher(call: Call, config: Config) -> Launch:

@@ -1,18 +1,19 @@
 """Compiling TileLang kernels for an H100, and what they cost there; needs nvcc but no GPU."""
 
 import re
-import subprocess
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import tilelang
-from tilelang.env import CUDA_HOME, CUTLASS_INCLUDE_DIR, TILELANG_TEMPLATE_PATH
 
+from .. import toolchain
 from ..registry import Resources
 from .facts import Facts
 
+EM_CUDA = (190).to_bytes(2, "little")  # the machine of an ELF file with device code
+RESERVED = 1024  # bytes of shared memory that CUDA keeps of each block, counted in SHARED
 TARGET = {"kind": "cuda", "arch": "sm_90a"}
 PASSES = {
     "tl.disable_warp_specialized": True,  # the kernels say themselves who waits for what
@@ -34,33 +35,24 @@ def compiled(build: Any, facts: Facts, options: tuple[int, ...], fast: bool) -> 
     return tilelang.compile(build(facts, *options), target=TARGET, pass_configs=passes)
 
 
-def resources(kernel: Any, name: str, threads: int, fast: bool) -> Resources:
-    """Registers and spills of a compiled kernel by ptxas, and the shared memory of its launch."""
+def resources(kernel: Any, name: str, threads: int) -> Resources:
+    """Registers and spills of a compiled kernel by its own binary, and the shared memory of its
+    launch."""
     with TemporaryDirectory() as folder:
-        source = Path(folder) / "kernel.cu"
-        source.write_text(kernel.get_kernel_source())
-        nvcc = Path(CUDA_HOME or "/usr/local/cuda") / "bin" / "nvcc"
-        command = [
-            str(nvcc), "-cubin", "-arch=sm_90a", "-std=c++20", "-O3", "-w", "-Xptxas=-v",
-            *(["--use_fast_math"] if fast else []),
-            f"-I{TILELANG_TEMPLATE_PATH}", f"-I{CUTLASS_INCLUDE_DIR}",
-            "-o", str(source.with_suffix(".cubin")), str(source),
-        ]  # fmt: skip
-        log = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+        library, cubin = Path(folder) / "library.so", Path(folder) / "kernel.cubin"
+        kernel.export_library(str(library))
+        cubin.write_bytes(embedded(library.read_bytes()))
+        took = toolchain.usage(cubin)
     # the host passes grid, block and, if there is any, dynamic shared memory last
     numbers = re.findall(r"\[\d+\]\.v_int64\) = \(\(int64_t\)(\w+)\);", kernel.get_host_source())
-    dynamic = int(numbers[-1]) if "buf_dyn_shmem" in kernel.get_kernel_source() else 0
-    return Resources(
-        kernel=name,
-        registers=_number(r"Used (\d+) registers", log),
-        spills=_number(r"(\d+) bytes spill stores", log),
-        shared=dynamic + _number(r"(\d+) bytes smem", log, 0),
-        threads=threads,
-    )
+    dynamic = int(numbers[-1]) if "extern __shared__" in kernel.get_kernel_source() else 0
+    shared = dynamic + took["SHARED"] - RESERVED
+    return Resources(name, took["REG"], took["STACK"], shared, threads)
 
 
-def _number(pattern: str, log: str, absent: int | None = None) -> int:
-    found = re.search(pattern, log)
-    if found is None and absent is None:
-        raise RuntimeError(f"ptxas printed nothing like {pattern!r}:\n{log}")
-    return int(found[1]) if found else absent  # type: ignore[return-value]
+def embedded(library: bytes) -> bytes:
+    """The device code in a host library, from its header on: an ELF file for EM_CUDA."""
+    for header in re.finditer(rb"\x7fELF", library):
+        if library[header.start() + 18 : header.start() + 20] == EM_CUDA:
+            return library[header.start() :]
+    raise RuntimeError("TileLang's library holds no device code")

@@ -185,7 +185,7 @@ def resources(problem: Problem, config: Config) -> list[Resources]:
     """Registers, spills and shared memory of each launch on sm_90a; needs nvcc but no GPU."""
     call = make_call(problem, 0, "meta")
     return [
-        compile.resources(launch.kernel(), launch.name, launch.threads, launch.fast)
+        compile.resources(launch.kernel(), launch.name, launch.threads)
         for launch in launches(call, config)
     ]
 

@@ -184,8 +184,9 @@ def test_lengths_are_read_each_time(make_problem: MakeProblem, seed: int) -> Non
     one = step(call, cu_seqlens=offsets)
     offsets[1] = 12
     other = step(call, cu_seqlens=offsets)
-    assert torch.equal(one[:, :9], other[:, :9])
-    assert not torch.equal(one[:, 9:12], other[:, 9:12])
+    # products of other shapes may add up in another order
+    torch.testing.assert_close(one[:, :9], other[:, :9], rtol=1e-12, atol=1e-12)
+    assert (one[:, 9:12] - other[:, 9:12]).abs().max() > 1e-3
     offsets[1] = 24
     with pytest.raises(RangeError, match="never fall"):
         step(call, cu_seqlens=offsets)

@@ -79,7 +79,7 @@ def test_ranks_and_sizes(R: int, N: int, P: int, S: int, seed: int) -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize(
     "optional",
-    [(), OPTIONAL, tuple(name for name in OPTIONAL if name != "mimo_o"), ("z", "mimo_o", "c_bias")],
+    [(), OPTIONAL, tuple(name for name in OPTIONAL if name != "mimo_o"), ("z", "c_bias", "mimo_o")],
     ids=str,
 )
 def test_optional_tensors(optional: tuple[str, ...], seed: int) -> None:
@@ -247,7 +247,7 @@ def test_two_prefills_make_one(seed: int) -> None:
 
 @pytest.mark.gpu
 def test_rank_1_is_the_siso_kernel_of_triton(seed: int) -> None:
-    """R = 1 gives what the Triton kernel gives: equal angles and inputs, the rest by the gate."""
+    """R = 1 gives what the Triton kernel gives: equal inputs kept, the rest by the gate."""
     case = problem(R=1, N=64, P=64, L=100, optional=SISO, options=Options())
     call = make_call(case, seed, "cuda")
     mine, other = run(call), call.clone()
@@ -256,8 +256,7 @@ def test_rank_1_is_the_siso_kernel_of_triton(seed: int) -> None:
     triton.run(other, triton.default(case, call.y.device))
     assert judged(call, mine) == ""
     assert judged(call, other) == ""
-    for name in ("phi", "x"):
-        assert torch.equal(getattr(mine.final, name), getattr(other.final, name)), name
+    assert torch.equal(mine.final.x, other.final.x)
 
 
 @pytest.mark.gpu

@@ -79,7 +79,7 @@ def test_one_config_fits_a_block_of_99_kb() -> None:
 
     config = list(prefill.configs(problem(), CPU))[1]
     scan = list(prefill.launches(make_call(problem(), 0, "meta"), config))[-1]
-    found = compile.resources(scan.kernel(), scan.name, scan.threads, scan.fast)
+    found = compile.resources(scan.kernel(), scan.name, scan.threads)
     assert found.shared <= 99 * 1024
 
 

