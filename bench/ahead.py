@@ -1,8 +1,9 @@
 """Compile what a run will launch before it, in parallel: no GPU waits for a compiler.
 
-Each kernel is compiled as `resources` does it, by processes that leave the GPU alone and put it
-into the disk cache of its DSL, where the worker that runs it finds it. What fails here fails again
-in its own row, with its reason.
+Each kernel of ours is compiled as `resources` does it, by processes that leave the GPU alone and
+put it into the disk cache of its DSL, where the worker that runs it finds it. Other people's
+kernels compile when they are launched: they are launched once, several processes side by side. What
+fails here fails again in its own row, with its reason.
 """
 
 import os
@@ -22,13 +23,14 @@ from .records import Row
 from .runner import Runner
 
 COMPILED_FOR = "9.0"  # what `resources` compiles for
+SIDE_BY_SIDE = 8  # processes on one GPU: each takes half a gigabyte of it beside its tensors
 
 
 class Progress(Protocol):
     """Who watches."""
 
-    def ahead(self, done: int, total: int) -> None:
-        """Problems whose kernels are compiled."""
+    def ahead(self, what: str, done: int, total: int) -> None:
+        """So many of all problems are done before the run."""
 
 
 def compile_ahead(
@@ -42,11 +44,32 @@ def compile_ahead(
         return
     slot = Slot("cpu", {"OMP_NUM_THREADS": "1"})
     slots = [slot] * min(len(jobs), len(os.sched_getaffinity(0)))
-    watch = Quiet(progress)
-    outcome = Runner(replace(settings, kind="resources", interpret=False), slots, None, watch).run(
-        jobs
+    compiling = replace(settings, kind="resources", interpret=False)
+    _run(Runner(compiling, slots, None, Quiet("compiled", progress)), jobs)
+
+
+def rehearse(
+    left: Sequence[Job], slot: Slot, settings: Settings, progress: Progress, timeout_s: float
+) -> None:
+    """Let each rival of the jobs left run once on a GPU: it finds what it compiled then on disk."""
+    rivals = dict.fromkeys(
+        replace(entry, key="", repeat=0)
+        for job in left
+        for entry in job.entries
+        if registry.is_rival(entry.problem.op, entry.backend)
+        and registry.unavailable(entry.problem.op, entry.backend) is None
     )
-    if outcome.interrupted:
+    count = min(len(rivals), SIDE_BY_SIDE, len(os.sched_getaffinity(0)) // 2)
+    if count < 2:
+        return
+    checking = replace(settings, kind="check")
+    watch = Quiet("rehearsed", progress)
+    runner = Runner(checking, [slot] * count, None, watch, timeout_s=timeout_s)
+    _run(runner, [Job((entry,)) for entry in rivals])
+
+
+def _run(runner: Runner, jobs: Sequence[Job]) -> None:
+    if runner.run(jobs).interrupted:
         raise KeyboardInterrupt
 
 
@@ -87,8 +110,8 @@ def _config(entry: Entry, gpu: str | None) -> dict[str, Any] | None:
 class Quiet:
     """Counts rows, whatever they say."""
 
-    def __init__(self, progress: Progress) -> None:
-        self.progress = progress
+    def __init__(self, what: str, progress: Progress) -> None:
+        self.what, self.progress = what, progress
         self.total = self.done = 0
 
     def planned(self, total: int, recorded: int) -> None:
@@ -99,4 +122,4 @@ class Quiet:
 
     def row(self, row: Row) -> None:
         self.done += 1
-        self.progress.ahead(self.done, self.total)
+        self.progress.ahead(self.what, self.done, self.total)

@@ -42,7 +42,7 @@ COLD = 4  # clones exceed the L2 this many times
 LEAST_COLD = 2
 FASTEST = 5e12  # bytes/s that no call exceeds: with it, enough clones for TARGET_S are made
 LONGEST_S = 50e-3  # of a cold sample, where fewer clones are still cold
-CLONES = 1000
+CLONES = 300  # of 2 us and more, they last TARGET_S; each is put back and compared singly
 MEMORY_SHARE = 0.6  # of the free memory that clones may take
 
 

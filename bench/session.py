@@ -15,7 +15,7 @@ from ..kernels.family import family
 from ..kernels.problem import OpName
 from ..kernels.registry import config_dict
 from . import show
-from .ahead import compile_ahead
+from .ahead import compile_ahead, rehearse
 from .grid import Axes, problems
 from .jobs import Entry, Job, Kind, Settings
 from .ledger import FAILED, Outcome, Slot
@@ -125,6 +125,8 @@ def perform(
 
     def compile_before(left: Sequence[Job], environment: dict[str, Any]) -> None:
         compile_ahead(left, environment, settings, watch)
+        if device.type == "cuda":
+            rehearse(left, slots[0], settings, watch, arguments.timeout)
 
     with show.Watch(page, title) as watch:
         return Runner(

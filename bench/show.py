@@ -99,15 +99,12 @@ class Watch:
         name = problem_name(entry.problem.as_dict())
         self._bar.update(self._task, stage=f"{who} {name}: {stage.what}")
 
-    def ahead(self, done: int, total: int) -> None:
-        """Problems whose kernels are compiled before the run."""
-        self._bar.update(self._task, stage=f"compiling ahead: {done} of {total} problems")
+    def ahead(self, what: str, done: int, total: int) -> None:
+        """So many of all problems are done before the run."""
+        self._bar.update(self._task, stage=f"{what} ahead: {done} of {total} problems")
         if done == total and not self.page.is_terminal:
             seconds = time.monotonic() - self._begin
-            self._spent["compiling ahead"] = seconds
-            self.page.print(
-                f"compiled for {total} problems ahead, {seconds:.0f} s", highlight=False
-            )
+            self.page.print(f"{what} {total} problems ahead, {seconds:.0f} s", highlight=False)
             self._begin = time.monotonic()
 
     def row(self, row: Row) -> None:

@@ -173,7 +173,7 @@ def compile_all(
             replace(settings, kind="resources", interpret=False),
             slots,
             records_path(arguments),
-            Quiet(watch),
+            Quiet("compiled", watch),
             timeout_s=arguments.timeout,
             retry=arguments.retry,
         ).run(jobs)

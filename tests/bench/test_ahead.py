@@ -4,9 +4,11 @@ from dataclasses import replace
 
 import pytest
 
-from mamba3_bench.bench import ahead
+from mamba3_bench.bench import ahead, plugins
 from mamba3_bench.bench.grid import Axes, problems
 from mamba3_bench.bench.jobs import Entry, Job, Settings
+from mamba3_bench.bench.ledger import Slot
+from mamba3_bench.kernels import registry
 from mamba3_bench.kernels.families.mamba3 import hard_cases
 from mamba3_bench.kernels.family import family
 
@@ -15,14 +17,35 @@ pytest.importorskip("triton")
 SMALL = problems(Axes(heads=(2,), head_size=(32,), state=(16,), dtype=("bf16",), length=(64, 96)))
 
 
+RIVALS = """
+import os, pathlib
+from mamba3_bench.kernels.bound import Stages
+from mamba3_bench.kernels.registry import adapts
+
+def rival(name):
+    def launch(call):
+        for i in range(9):
+            file = pathlib.Path({folder!r}) / f"ran-{{os.getpid()}}-{{i}}"
+            if not file.exists():
+                break
+        file.write_text(f"{{name}} {{call.problem.L}}")
+        raise RuntimeError("so it runs once")
+    stages = Stages(lambda call, config: {{"call": call}}, launch, lambda *_: None)
+    adapts("prefill", name, stages, supports=lambda problem, device: None)
+
+rival("theirs")
+rival("fails")
+"""
+
+
 class Progress:
     """Keeps what it is told."""
 
     def __init__(self):
         self.told = []
 
-    def ahead(self, done, total):
-        self.told.append((done, total))
+    def ahead(self, what, done, total):
+        self.told.append((what, done, total))
 
 
 def job(problem, *backends):
@@ -54,6 +77,24 @@ def test_nothing_is_compiled_for_a_machine_that_could_not_use_it():
     assert progress.told == []
 
 
+def test_rivals_run_once_side_by_side(tmp_path, monkeypatch):
+    """Each by itself, the slow one of another process beside it; ours do not run."""
+    plugin = tmp_path / "rivals.py"
+    plugin.write_text(RIVALS.format(folder=str(tmp_path)))
+    for known in ("_registered", "_added", "_rivals"):  # what the plugin adds ends with the test
+        monkeypatch.setattr(registry, known, dict(getattr(registry, known)))
+    plugins.load([str(plugin)])
+    monkeypatch.setattr(ahead.os, "sched_getaffinity", lambda _: range(4))
+    progress = Progress()
+    settings = Settings("sweep", plugins=(str(plugin),))
+    jobs = [job(p, "torch", "theirs", "fails") for p in SMALL]
+    ahead.rehearse(jobs, Slot("cpu"), settings, progress, 60.0)
+    assert progress.told[-1] == ("rehearsed", 4, 4)
+    ran = sorted(file.read_text() for file in tmp_path.glob("ran-*"))
+    assert ran == ["fails 64", "fails 96", "theirs 64", "theirs 96"]
+    assert len({file.name.split("-")[1] for file in tmp_path.glob("ran-*")}) == 2
+
+
 def test_compiled_kernels_are_found_on_disk(tmp_path, monkeypatch):
     """The launch of a packed hard case compiles nothing after the pool of processes did."""
     from mamba3_bench.kernels.cases import make_call
@@ -67,7 +108,7 @@ def test_compiled_kernels_are_found_on_disk(tmp_path, monkeypatch):
     monkeypatch.setattr(ahead, "family", lambda op: alone)
     environment = {"compute_capability": ahead.COMPILED_FOR}
     ahead.compile_ahead([job(packed, "triton")], environment, Settings("sweep"), progress)
-    assert progress.told == [(1, 1)]
+    assert progress.told == [("compiled", 1, 1)]
     before = set(tmp_path.rglob("*.cubin"))
     assert before
     call = make_call(packed, 0)
