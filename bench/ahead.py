@@ -23,7 +23,7 @@ from .records import Row
 from .runner import Runner
 
 COMPILED_FOR = "9.0"  # what `resources` compiles for
-SIDE_BY_SIDE = 8  # processes on one GPU: each takes half a gigabyte of it beside its tensors
+SIDE_BY_SIDE = 12  # processes on one GPU: each takes half a gigabyte of it beside its tensors
 
 
 class Progress(Protocol):
@@ -59,7 +59,7 @@ def rehearse(
         if registry.is_rival(entry.problem.op, entry.backend)
         and registry.unavailable(entry.problem.op, entry.backend) is None
     )
-    count = min(len(rivals), SIDE_BY_SIDE, len(os.sched_getaffinity(0)) // 2)
+    count = min(len(rivals), SIDE_BY_SIDE, len(os.sched_getaffinity(0)) - 2)
     if count < 2:
         return
     checking = replace(settings, kind="check")
