@@ -52,20 +52,20 @@ def rehearse(
     left: Sequence[Job], slot: Slot, settings: Settings, progress: Progress, timeout_s: float
 ) -> None:
     """Let each rival of the jobs left run once on a GPU: it finds what it compiled then on disk."""
-    rivals = dict.fromkeys(
-        replace(entry, key="", repeat=0)
-        for job in left
-        for entry in job.entries
-        if registry.is_rival(entry.problem.op, entry.backend)
-        and registry.unavailable(entry.problem.op, entry.backend) is None
-    )
+    rivals: dict[tuple[Problem, str | None], Entry] = {}
+    for entry in (entry for job in left for entry in job.entries):
+        op, backend = entry.problem.op, entry.backend
+        if registry.is_rival(op, backend) and registry.unavailable(op, backend) is None:
+            # backends of one adapter launch the same kernels
+            of = entry.problem, registry.module_name(op, backend)
+            rivals.setdefault(of, replace(entry, key="", repeat=0))
     count = min(len(rivals), SIDE_BY_SIDE, len(os.sched_getaffinity(0)) - 2)
     if count < 2:
         return
     checking = replace(settings, kind="check")
     watch = Quiet("rehearsed", progress)
     runner = Runner(checking, [slot] * count, None, watch, timeout_s=timeout_s)
-    _run(runner, [Job((entry,)) for entry in rivals])
+    _run(runner, [Job((entry,)) for entry in rivals.values()])
 
 
 def _run(runner: Runner, jobs: Sequence[Job]) -> None:

@@ -104,6 +104,20 @@ PRESETS: dict[str, Preset] = {
             ),
         ),
     ),
+    "h100-mimo": Preset(
+        "our MIMO prefills beside the official ones, lengths 1 to 16384",
+        (
+            Match(
+                {
+                    "state": "64,128",
+                    "rank": "2,4",
+                    "batch": "1,8,32",
+                    "length": "1,100,1000,2048,16384",
+                },
+                (Contender("prefill", ("tilelang", *OFFICIAL)),),
+            ),
+        ),
+    ),
     "h100-decode": Preset(
         "our decode steps beside the official ones, ranks 1 to 8, batches 1 to 128",
         (

@@ -146,7 +146,7 @@ _rivals: dict[tuple[OpName, str], str] = {}  # other people's kernels -> how to 
 INTERPRETERS = {"triton": "TRITON_INTERPRET"}
 
 # Backends whose DSL keeps compiled kernels on disk, where another process finds them.
-KEPT_ON_DISK = ("triton", "tilelang")
+KEPT_ON_DISK = ("triton", "tilelang", "cute")
 
 
 def add_module(

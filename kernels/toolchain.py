@@ -10,12 +10,14 @@ from functools import cache
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 
 PACKAGES: dict[str, tuple[str, ...]] = {  # by backend, beside torch
     "triton": ("triton",),
     "tilelang": ("tilelang", "apache-tvm-ffi"),
     "cute": ("nvidia-cutlass-dsl",),
 }
+EM_CUDA = (190).to_bytes(2, "little")  # the machine of an ELF file with device code
 OWN_PTXAS = ("triton",)  # they bring an assembler whose version can be asked for
 
 
@@ -101,8 +103,10 @@ def ptxas_version() -> str | None:
     return found[1] if found else None
 
 
-def usage(cubin: Path) -> dict[str, int]:
-    """What a kernel takes, by the cuobjdump that comes with Triton: REG, STACK, SHARED and others.
+def usage(library: Path) -> dict[str, int]:
+    """What the kernel in a host library or object takes: REG, STACK, SHARED and others.
+
+    By the cuobjdump that comes with Triton.
 
     REG: registers of a thread. STACK: bytes of a thread in local memory, spills among them.
     SHARED: bytes of a block, without those that a launch asks for.
@@ -111,10 +115,20 @@ def usage(cubin: Path) -> dict[str, int]:
     if spec is None or spec.origin is None:
         raise ImportError("cuobjdump comes with Triton, which is not installed")
     tool = Path(spec.origin).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-    done = subprocess.run(
-        [str(tool), "--dump-resource-usage", str(cubin)], capture_output=True, text=True, check=True
-    )
+    with NamedTemporaryFile(suffix=".cubin") as cubin:
+        cubin.write(device_code(library.read_bytes()))
+        cubin.flush()
+        line = [str(tool), "--dump-resource-usage", cubin.name]
+        done = subprocess.run(line, capture_output=True, text=True, check=True)
     return {name: int(number) for name, number in re.findall(r"\b([A-Z]+):(\d+)", done.stdout)}
+
+
+def device_code(library: bytes) -> bytes:
+    """The first cubin in a host library or object, from its header on: an ELF file for EM_CUDA."""
+    for header in re.finditer(rb"\x7fELF", library):
+        if library[header.start() + 18 : header.start() + 20] == EM_CUDA:
+            return library[header.start() :]
+    raise ValueError("there is no device code in this library")
 
 
 @cache

@@ -1,15 +1,24 @@
-"""Compiling CuTe kernels, and what they cost on an H100, found where there may be no GPU."""
+"""Compiling CuTe kernels, also for a GPU that is not here, and keeping them on disk."""
 
+import hashlib
+import os
 import tempfile
 import warnings
+from functools import cache
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import torch
 from cutlass import cute
-from cutlass.cute.runtime import make_fake_stream
+from cutlass.cute.runtime import load_module, make_fake_stream
 
 from .. import toolchain
 from ..registry import Resources
+from ..toolchain import PACKAGES
+
+H100 = "sm_90a"
+SYMBOL = "launch"
 
 
 def host_function(kernel: Any, *arguments: Any, options: str = "") -> Any:
@@ -21,30 +30,71 @@ def host_function(kernel: Any, *arguments: Any, options: str = "") -> Any:
         )
 
 
-def direct(function: Any) -> Any:
-    """A compiled host function without its wrapper for keywords, which takes 1 us of each call."""
-    inner = getattr(function, "__tvm_ffi_object__", None)
-    return function if inner is None else inner()
+def kept(kernel: Any, name: tuple[Any, ...], target: str, *arguments: Any) -> Path:
+    """The object file of a jitted host function, made once and kept on disk.
+
+    name: what tells the kernel from others of these sources, by its repr. target: as `target_of`.
+    """
+    path = folder() / f"{_digest(name, target)}.o"
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        function = host_function(kernel, *arguments, options=f"--gpu-arch={target}")
+        with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
+            made = Path(scratch) / path.name
+            function.export_to_c(str(made), SYMBOL)
+            made.replace(path)  # at once: another process sees all of it or nothing
+    return path
+
+
+def loaded(path: Path) -> Any:
+    """The host function in an object file, without a wrapper for keywords."""
+    return getattr(load_module(str(path), enable_tvm_ffi=True), SYMBOL)
+
+
+def folder() -> Path:
+    """Where compiled kernels are kept: MAMBA3_BENCH_CACHE, or the user's cache folder."""
+    given = os.environ.get("MAMBA3_BENCH_CACHE")
+    cache_home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return (Path(given) if given else cache_home / "mamba3-bench") / "cute"
+
+
+def target_of(device: torch.device) -> str:
+    """What to compile for: a GPU with all that only its kind has."""
+    major, minor = torch.cuda.get_device_capability(device)
+    return f"sm_{major}{minor}a"
+
+
+def _digest(name: tuple[Any, ...], target: str) -> str:
+    """A hash of everything that the compiled code depends on."""
+    made_by = (*map(metadata.version, PACKAGES["cute"]), metadata.version("apache-tvm-ffi"))
+    told = repr((name, target, made_by, _sources()))
+    return hashlib.sha256(told.encode()).hexdigest()[:32]
+
+
+@cache
+def _sources() -> str:
+    """A hash of the device code, and of the order of its arguments."""
+    here = Path(__file__).parent
+    digest = hashlib.sha256()
+    for path in (*sorted(here.glob("*.py")), here.parent / "pointers.py"):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 def ptx(kernel: Any, *arguments: Any) -> str:
     """The PTX of a kernel for sm_90a."""
     with tempfile.TemporaryDirectory() as folder:
-        options = f"--gpu-arch=sm_90a --keep-ptx --dump-dir={folder}"
+        options = f"--gpu-arch={H100} --keep-ptx --dump-dir={folder}"
         host_function(kernel, *arguments, options=options)
         (found,) = Path(folder).glob("*.ptx")
         return found.read_text()
 
 
-def resources(kernel: Any, shared: int, threads: int, *arguments: Any) -> Resources:
-    """Registers and spills of a kernel for sm_90a.
+def resources(path: Path, name: str, shared: int, threads: int) -> Resources:
+    """Registers and spills of the kernel in an object file.
 
-    The cubin does not know its shared memory: that is a launch argument.
+    Its shared memory is a launch argument. In the file it is called by the mangled types of all
+    its arguments: `name` is what to call it.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        options = f"--gpu-arch=sm_90a --keep-cubin --dump-dir={folder}"
-        host_function(kernel, *arguments, options=options)
-        (cubin,) = Path(folder).glob("*.cubin")
-        took = toolchain.usage(cubin)
-    # the function's own name is the mangled types of all its arguments
-    return Resources(type(kernel).__name__, took["REG"], took["STACK"], shared, threads)
+    took = toolchain.usage(path)
+    return Resources(name, took["REG"], took["STACK"], shared, threads)

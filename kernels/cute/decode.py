@@ -14,6 +14,7 @@ enough, on tensor cores (`tensor_cores.py`).
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -123,9 +124,16 @@ def kernel_of(facts: Facts, config: Config) -> Step:
 
 
 @cache
-def compiled(facts: Facts, config: Config) -> Any:
-    """The function that launches the kernel on the current device."""
-    return compile.host_function(kernel_of(facts, config), *fake_arguments(facts))
+def kept(facts: Facts, config: Config, target: str) -> Path:
+    """The object file of the kernel for some facts, a config and a GPU."""
+    name = (facts, config)
+    return compile.kept(kernel_of(facts, config), name, target, *fake_arguments(facts))
+
+
+@cache
+def compiled(facts: Facts, config: Config, target: str) -> Any:
+    """The function that launches the kernel on the current device, of that kind."""
+    return compile.loaded(kept(facts, config, target))
 
 
 def addresses(call: Call) -> list[int | None]:
@@ -150,20 +158,16 @@ def constants(call: Call) -> list[int]:
 
 def resources(problem: Problem, config: Config) -> list[Resources]:
     """What the kernel of a problem costs; the batch does not matter to it."""
-    return [_resources(facts_of(problem), config)]
-
-
-@cache
-def _resources(facts: Facts, config: Config) -> Resources:
-    kernel = kernel_of(facts, config)
-    return compile.resources(kernel, kernel.shared, config.threads, *fake_arguments(facts))
+    facts = facts_of(problem)
+    kernel, path = kernel_of(facts, config), kept(facts, config, compile.H100)
+    return [compile.resources(path, type(kernel).__name__, kernel.shared, config.threads)]
 
 
 def launcher(call: Call, config: Config) -> Launch:
     """Compile, and keep what calls that differ in addresses alone have in common."""
     addresses(call)  # refused before anything is compiled
-    function = compile.direct(compiled(facts_of(call.problem), config))
     rest, device = constants(call), call.y.device
+    function = compiled(facts_of(call.problem), config, compile.target_of(device))
 
     def launch(call: Call) -> None:
         found = addresses(call)

@@ -12,7 +12,6 @@ from .. import toolchain
 from ..registry import Resources
 from .facts import Facts
 
-EM_CUDA = (190).to_bytes(2, "little")  # the machine of an ELF file with device code
 RESERVED = 1024  # bytes of shared memory that CUDA keeps of each block, counted in SHARED
 TARGET = {"kind": "cuda", "arch": "sm_90a"}
 PASSES = {
@@ -39,20 +38,11 @@ def resources(kernel: Any, name: str, threads: int) -> Resources:
     """Registers and spills of a compiled kernel by its own binary, and the shared memory of its
     launch."""
     with TemporaryDirectory() as folder:
-        library, cubin = Path(folder) / "library.so", Path(folder) / "kernel.cubin"
+        library = Path(folder) / "library.so"
         kernel.export_library(str(library))
-        cubin.write_bytes(embedded(library.read_bytes()))
-        took = toolchain.usage(cubin)
+        took = toolchain.usage(library)
     # the host passes grid, block and, if there is any, dynamic shared memory last
     numbers = re.findall(r"\[\d+\]\.v_int64\) = \(\(int64_t\)(\w+)\);", kernel.get_host_source())
     dynamic = int(numbers[-1]) if "extern __shared__" in kernel.get_kernel_source() else 0
     shared = dynamic + took["SHARED"] - RESERVED
     return Resources(name, took["REG"], took["STACK"], shared, threads)
-
-
-def embedded(library: bytes) -> bytes:
-    """The device code in a host library, from its header on: an ELF file for EM_CUDA."""
-    for header in re.finditer(rb"\x7fELF", library):
-        if library[header.start() + 18 : header.start() + 20] == EM_CUDA:
-            return library[header.start() :]
-    raise RuntimeError("TileLang's library holds no device code")

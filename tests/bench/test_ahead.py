@@ -34,7 +34,7 @@ def rival(name):
     adapts("prefill", name, stages, supports=lambda problem, device: None)
 
 rival("theirs")
-rival("fails")
+rival("also theirs")
 """
 
 
@@ -78,20 +78,22 @@ def test_nothing_is_compiled_for_a_machine_that_could_not_use_it():
 
 
 def test_rivals_run_once_side_by_side(tmp_path, monkeypatch):
-    """Each by itself, the slow one of another process beside it; ours do not run."""
+    """Each by itself, but of one adapter's backends the first alone; ours do not run."""
     plugin = tmp_path / "rivals.py"
     plugin.write_text(RIVALS.format(folder=str(tmp_path)))
+    other = tmp_path / "other.py"
+    other.write_text(RIVALS.format(folder=str(tmp_path)).replace("theirs", "others"))
     for known in ("_registered", "_added", "_rivals"):  # what the plugin adds ends with the test
         monkeypatch.setattr(registry, known, dict(getattr(registry, known)))
-    plugins.load([str(plugin)])
+    plugins.load([str(plugin), str(other)])
     monkeypatch.setattr(ahead.os, "sched_getaffinity", lambda _: range(4))
     progress = Progress()
-    settings = Settings("sweep", plugins=(str(plugin),))
-    jobs = [job(p, "torch", "theirs", "fails") for p in SMALL]
+    settings = Settings("sweep", plugins=(str(plugin), str(other)))
+    jobs = [job(p, "torch", "theirs", "also theirs", "others") for p in SMALL]
     ahead.rehearse(jobs, Slot("cpu"), settings, progress, 60.0)
     assert progress.told[-1] == ("rehearsed", 4, 4)
     ran = sorted(file.read_text() for file in tmp_path.glob("ran-*"))
-    assert ran == ["fails 64", "fails 96", "theirs 64", "theirs 96"]
+    assert ran == ["others 64", "others 96", "theirs 64", "theirs 96"]
     assert len({file.name.split("-")[1] for file in tmp_path.glob("ran-*")}) == 2
 
 

@@ -2,6 +2,7 @@
 
 import itertools
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -73,6 +74,30 @@ def test_no_config_spills(N: int) -> None:
         (found,) = implementation.resources(case, config)
         assert found.spills == 0, (config, case)
         assert found.shared <= 227 * 1024, (config, case)
+
+
+def test_compiled_kernels_are_found_on_disk(tmp_path: Path, monkeypatch: Any) -> None:
+    """What is compiled once is loaded by others; another config or GPU is another file."""
+    from mamba3_bench.kernels.cute import compile, decode
+
+    monkeypatch.setenv("MAMBA3_BENCH_CACHE", str(tmp_path))
+    compiled = []
+    build = compile.host_function
+    monkeypatch.setattr(
+        compile, "host_function", lambda *a, **options: compiled.append(1) or build(*a, **options)
+    )
+    facts = decode.facts_of(problem())
+    one, other = decode.Config(128, 16, 4), decode.Config(128, 8, 4)
+    asked = [(one, "sm_90a"), (one, "sm_90a"), (other, "sm_90a"), (one, "sm_100a")]
+    files = []
+    for config, target in asked:
+        decode.kept.cache_clear()  # as in another process
+        files.append(decode.kept(facts, config, target))
+    assert files[0] == files[1]
+    assert len(compiled) == len(set(files)) == 3
+    assert {path.parent for path in files} == {tmp_path / "cute"}
+    assert callable(compile.loaded(files[0]))
+    assert sorted(tmp_path.rglob("*")) == sorted([tmp_path / "cute", *set(files)])  # no scratch
 
 
 @pytest.mark.parametrize("state_dtype", [torch.float32, torch.bfloat16], ids=str)
