@@ -40,7 +40,7 @@ AVERAGE_COLUMNS = (
     "of limit",
     "shapes",
 )
-
+NUMBER = r"\d[\d.]*(e[+-]?\d+)?"
 
 RESOURCE_COLUMNS = (
     "op",
@@ -65,7 +65,7 @@ class Note:
     backend: str
     reason: str
     count: int
-    example: str  # the shape of the first
+    example: str  # the shape of the first, or of the one at worst
 
 
 def cells(line: "pd.Series[Any]") -> list[str]:
@@ -113,12 +113,20 @@ def counts(table: pd.DataFrame) -> dict[str, int]:
 
 
 def notes(table: pd.DataFrame) -> list[Note]:
-    """Everything that has a reason, grouped by it, in order of status and frequency."""
-    groups = table[table["reason"] != ""].groupby(["status", "op", "backend", "reason"])
-    found = [
-        Note(str(status), str(op), str(backend), str(reason), len(group), shape(group.iloc[0]))
-        for (status, op, backend, reason), group in groups
-    ]
+    """Everything that has a reason, in order of status and frequency.
+
+    Results outside their bounds are one note if they differ in numbers alone: the largest error's.
+    """
+    told = table[table["reason"] != ""]
+    judged = told["status"].isin(("inaccurate", "wrong"))
+    words = told["reason"].mask(judged, told["reason"].str.replace(NUMBER, "#", regex=True))
+    found = []
+    for (status, op, backend, _), group in told.groupby(["status", "op", "backend", words]):
+        worst = group.sort_values("error_over_bound", ascending=False, na_position="last").iloc[0]
+        count, reason = len(group), str(worst["reason"])
+        if group["reason"].nunique() > 1:
+            reason = f"at worst {reason}"
+        found.append(Note(str(status), str(op), str(backend), reason, count, shape(worst)))
     return sorted(found, key=lambda r: (r.status, -r.count, r.op, r.backend, r.reason))
 
 

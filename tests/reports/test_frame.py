@@ -14,6 +14,7 @@ from mamba3_bench.bench.records import Error, Row, Status, read
 from mamba3_bench.reports.averages import averages
 from mamba3_bench.reports.frame import frame
 from mamba3_bench.reports.limits import error_ratio, limit
+from mamba3_bench.reports.tables import notes
 
 
 def test_times_and_rates_are_those_of_the_row(make_row) -> None:
@@ -51,6 +52,22 @@ def test_a_row_without_a_time_appears(make_row) -> None:
     table = frame(rows)
     assert list(table["status"]) == list(get_args(Status))
     assert table["cold_us"].isna().all()
+
+
+def test_results_outside_their_bounds_are_one_note_with_the_worst(make_row) -> None:
+    """Errors differ in every row; what a refusal names is no number to leave out."""
+
+    def off(B: int, l2: float) -> Row:
+        row = make_row("torch", "inaccurate", cold=9.0, B=B, reason=f"y: error {l2:.2g} (bound 1)")
+        return replace(row, errors={"y": Error(l2, 1.0, 0.0, 1.0)})
+
+    refused = [make_row("torch", "skipped", B=B, reason=f"R = {B} is too much") for B in (5, 6)]
+    told = notes(frame([off(1, 2e-4), off(2, 3.5), off(3, 0.25), *refused]))
+    assert [(note.count, note.reason, note.example[:2]) for note in told] == [
+        (3, "at worst y: error 3.5 (bound 1)", "B2"),
+        (1, "R = 5 is too much", "B5"),
+        (1, "R = 6 is too much", "B6"),
+    ]
 
 
 def test_the_last_row_of_a_key_counts(make_row) -> None:
