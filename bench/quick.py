@@ -69,9 +69,11 @@ def tour(page: Console, arguments: argparse.Namespace, given: Sequence[str]) -> 
 def steps(device: torch.device) -> list[tuple[str, Kind, list[Job]]]:
     """Title, kind and jobs of each step."""
     # the same configs for fp16 as for bf16; decode has no large products that tf32 would round
-    typical = problems(Axes(dtype=("bf16", "fp32", "tf32"))) + problems(
-        Axes(op="decode", dtype=("bf16", "fp32"), rank=(1, 4))
-    )
+    typical = [
+        *problems(Axes(dtype=("bf16", "fp32", "tf32"))),
+        *problems(Axes(rank=(4,))),
+        *problems(Axes(op="decode", dtype=("bf16", "fp32"), rank=(1, 4))),
+    ]
     compiled = resource_jobs([_job(problem) for problem in typical])
     plan: list[tuple[str, Kind, list[Job]]] = [("compile for sm_90a", "resources", compiled)]
     if device.type == "cuda":

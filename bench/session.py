@@ -71,14 +71,14 @@ def backends_of(side: Side, asked: str | None, *, alone: bool) -> tuple[str, ...
 
 
 def resource_jobs(jobs: Sequence[Job]) -> list[Job]:
-    """The same jobs with an entry for each config of each backend that can be compiled."""
+    """The same jobs with an entry for each config of each backend that it can be compiled for."""
     device = torch.device("cpu")
     found = []
     for job in jobs:
         entries = []
         for entry in job.entries:
             problem, name = entry.problem, entry.backend
-            if registry.unavailable(problem.op, name) is not None:
+            if registry.refusal(problem.op, name, problem, registry.COMPILE_ONLY) is not None:
                 continue
             implementation = registry.get(problem.op, name)
             if implementation.resources is None:

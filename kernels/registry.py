@@ -29,6 +29,7 @@ Supports = Callable[[Any, torch.device], str | None]
 Configs = Callable[[Any, torch.device], Iterable[Config]]
 Space = Callable[[Any, torch.device], Mapping[str, Config]]
 
+COMPILE_ONLY = torch.device("meta")  # asked of `supports`: what can be compiled for an H100
 DEFAULT = "default"  # the name of the hand-picked config among candidates
 
 # (op, backend) -> module under kernels/. The order is the order of preference of backend="auto".
@@ -183,7 +184,8 @@ def implements(
 ) -> Callable[[Run], Run]:
     """Register a function of (call, config) as the implementation of an op by a backend.
 
-    supports: why a problem is refused on a device, or None. configs: legal configurations, best
+    supports: why a problem is refused on a device, or None; on COMPILE_ONLY, why it cannot even be
+    compiled. configs: legal configurations, best
     guess first.
     resources: registers, spills and shared memory of a config, compiled for sm_90a without a GPU.
     deterministic: whether two runs on the same inputs must agree bit for bit.

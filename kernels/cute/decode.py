@@ -25,7 +25,7 @@ from ..errors import UnsupportedError
 from ..plans import Launch
 from ..pointers import Inputs, Params
 from ..problem import OPTIONAL, Problem
-from ..registry import Resources, implements
+from ..registry import COMPILE_ONLY, Resources, implements
 from . import compile
 from .cuda_cores import CudaCoreStep
 from .step import WARP, Facts, Step
@@ -89,6 +89,8 @@ def supports(problem: Problem, device: torch.device) -> str | None:
         return f"P = {problem.P}: P in 32, 64, 128"
     if problem.R not in (1, 2, 4, 8):
         return f"R = {problem.R}: R in 1, 2, 4, 8"
+    if device == COMPILE_ONLY:
+        return None
     if device.type != "cuda":
         return "needs a CUDA device"
     if torch.cuda.get_device_capability(device) < (9, 0):

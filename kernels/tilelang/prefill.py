@@ -21,7 +21,7 @@ from torch import Tensor
 from ..call import Call, token_stride
 from ..cases import make_call
 from ..problem import Problem
-from ..registry import Resources, implements
+from ..registry import COMPILE_ONLY, Resources, implements
 from . import compile
 from .activate import THREADS, activate_kernel
 from .chunk import MOVERS
@@ -54,6 +54,8 @@ def supports(problem: Problem, device: torch.device) -> str | None:
         return f"P = {problem.P} is not 32, 64 or 128"
     if problem.dtype not in (torch.bfloat16, torch.float16):
         return "bfloat16 or float16: its products are those of 16-bit tensor cores"
+    if device == COMPILE_ONLY:
+        return None
     if device.type != "cuda":
         return "needs a CUDA device"
     if torch.cuda.get_device_capability(device) != (9, 0):

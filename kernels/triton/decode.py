@@ -24,7 +24,7 @@ from ..call import Call, row_strides
 from ..cases import make_call
 from ..pointers import Inputs, Params, State
 from ..problem import Problem
-from ..registry import Resources, config_name, implements
+from ..registry import COMPILE_ONLY, Resources, config_name, implements
 from . import compile
 from .angles import advance, cos_sin
 from .functions import INTERPRETED, cast, decay_log, exp, silu, softplus
@@ -86,7 +86,7 @@ def supports(problem: Problem, device: torch.device) -> str | None:
         return f"P = {problem.P}: P in 32, 64, 128"
     if problem.R not in (1, 2, 4, 8):
         return f"R = {problem.R}: R in 1, 2, 4, 8"
-    if device.type != "cuda" and not INTERPRETED:
+    if device.type not in ("cuda", COMPILE_ONLY.type) and not INTERPRETED:
         return "needs a CUDA device (or TRITON_INTERPRET=1 set before the import)"
     return None
 

@@ -24,7 +24,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from ..call import Call, token_stride
 from ..cases import make_call
 from ..problem import Problem
-from ..registry import Resources, implements
+from ..registry import COMPILE_ONLY, Resources, implements
 from . import compile
 from .activate import activate, sequence
 from .functions import (
@@ -67,7 +67,7 @@ def supports(problem: Problem, device: torch.device) -> str | None:
         return f"P = {problem.P} is not 32, 64 or 128"
     if problem.dtype == torch.float64:
         return "no float64: bfloat16, float16 or float32"
-    if device.type != "cuda" and not INTERPRETED:
+    if device.type not in ("cuda", COMPILE_ONLY.type) and not INTERPRETED:
         return "needs a CUDA device (or TRITON_INTERPRET=1 set before the import)"
     return None
 
