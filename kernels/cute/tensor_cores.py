@@ -199,10 +199,15 @@ def matrices(pointer, transposed: bool = False) -> list[Any]:
 
 
 def store_words(pointer, values: list[Any]) -> list[Any]:
-    """Store neighbouring values rounded to the pointer's 16-bit type; returns them in pairs."""
+    """Store neighbouring values rounded to the pointer's 16-bit type; returns them in pairs.
+
+    As words: the halves of a vector that are also operands would be stored one by one.
+    """
     rounded = cute.make_rmem_tensor(len(values), pointer.dtype)
     for i, value in enumerate(values):
         rounded[i] = value.to(pointer.dtype)
-    cute.autovec_copy(rounded, cute.make_tensor(pointer, cute.make_layout(len(values))))
-    words = cute.recast_tensor(rounded, Uint32)
-    return [words[i] for i in range(len(values) // 2)]
+    halves = cute.recast_tensor(rounded, Uint32)
+    words = [halves[i] for i in range(len(values) // 2)]
+    gmem = cute.AddressSpace.gmem
+    store(cute.make_ptr(Uint32, pointer.toint(), gmem, assumed_align=2 * len(values)), words)
+    return words

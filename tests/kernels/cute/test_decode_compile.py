@@ -114,6 +114,19 @@ def test_state_moves_in_16_byte_words(state_dtype: torch.dtype) -> None:
     assert 128 * 4 * 16 * kernel.pieces == 64 * 128 * state_dtype.itemsize
 
 
+@pytest.mark.parametrize("R", [4, 8])
+def test_tensor_cores_store_16_byte_words(R: int) -> None:
+    """A store of h that falls apart costs L2 three requests with parts of sectors, for one."""
+    from mamba3_bench.kernels.cute import compile, decode
+
+    case = problem(R=R, state_dtype=torch.bfloat16, optional=MIMO)
+    config = decode.Config(threads=128, bytes=16, rows=2, tensor_cores=True)
+    facts = decode.facts_of(case)
+    ptx = compile.ptx(decode.kernel_of(facts, config), *decode.fake_arguments(facts))
+    assert ptx.count("st.global.v4.b32") == 16 * 128 * 2 // (32 * 16)  # a warp's 16 rows
+    assert ptx.count("st.global.v2.b32") == 0
+
+
 def test_batch_and_heads_are_no_part_of_the_kernel() -> None:
     """Another batch, head count, group count or pool size finds the same compiled kernel."""
     from mamba3_bench.kernels.cute import decode
