@@ -29,6 +29,7 @@ class CudaCoreStep(Step):
         self.rows = config.rows
         self.per_thread = self.P // self.groups
         self.pieces = self.per_thread // self.rows
+        self.tile = self.P * self.N
         keys, xs = (Float32, self.R * self.N), (Float32, self.R * self.P)
         self.buffers = [*[keys] * 3, *[xs] * 2, xs if self.normed else (Float32, 1)]
 

@@ -56,7 +56,8 @@ class Step:
     (`put_rows`, `put_key`, `put_query`), and computes them (`products`).
     """
 
-    pieces: int  # of h, each a bulk copy with a barrier of its own
+    pieces: int  # of h, each with a barrier of its own
+    tile: int  # elements of shared memory that h takes
     buffers: list[tuple[Any, int]]  # type and size of what `products` gets
 
     def __init__(self, facts: Facts, config: Any) -> None:
@@ -76,11 +77,15 @@ class Step:
         """Type and size of every buffer in shared memory: h, weights, skips, cos, sin, barriers."""
         xs = (Float32, self.R * self.P)
         turns = (Float32, self.pairs)
-        own = [(self.h_type, self.P * self.N), xs, xs, turns, turns, (Int64, self.pieces)]
+        own = [(self.h_type, self.tile), xs, xs, turns, turns, (Int64, self.pieces)]
         return own + self.buffers
 
     def index_of_row(self, i_p):
         """Where row p of P stands among weights and skips."""
+        return i_p
+
+    def index_of_output(self, i_p):
+        """Where row p stands among the outputs that are in shared memory."""
         return i_p
 
     def put_rows(self, s_operands, i_p, first, befores, nows):
@@ -282,19 +287,25 @@ class Step:
 
     @cute.jit
     def request(self, g_h, s_h, arrived):
-        """Ask for the tile of h, a barrier for each chunk; one thread does."""
+        """Ask for the tile of h, a barrier for each piece; one thread does."""
         for i in cutlass.range_constexpr(self.pieces):
             arch.mbarrier_init(arrived + i, 1)
         arch.mbarrier_init_fence()
-        elements = self.P * self.N // self.pieces
-        size = elements * self.h_type.width // 8
+        size_of_h = self.P * self.N * self.h_type.width // 8
         for i in cutlass.range_constexpr(self.pieces):
-            arch.mbarrier_arrive_and_expect_tx(arrived + i, size)
-            arch.inline_ptx(
-                "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes "
-                "[{$r0}], [{$r1}], {$r2}, [{$r3}];",
-                read_only_args=[s_h + i * elements, g_h + i * elements, Int32(size), arrived + i],
-            )
+            arch.mbarrier_arrive_and_expect_tx(arrived + i, size_of_h // self.pieces)
+            for source, to, elements in self.copies(i):
+                size = Int32(elements * self.h_type.width // 8)
+                arch.inline_ptx(
+                    "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes "
+                    "[{$r0}], [{$r1}], {$r2}, [{$r3}];",
+                    read_only_args=[s_h + to, g_h + source, size, arrived + i],
+                )
+
+    def copies(self, i_piece) -> list[tuple[int, int, int]]:
+        """What is copied at once: where from in h, where to in shared memory, how many elements."""
+        elements = self.P * self.N // self.pieces
+        return [(i_piece * elements, i_piece * elements, elements)]
 
     def scalars(self, dt, dt_bias, a, lam) -> Scalars:
         """D, alpha, beta, gamma."""
@@ -397,20 +408,21 @@ class Step:
         for m in cutlass.range_constexpr(-(-R // self.warps)):
             r = warp + self.warps * m
             if r < R:
-                values = [at(s_y, r * P + i) for i in o_p]
+                values = [at(s_y, r * P + self.index_of_output(i)) for i in o_p]
                 total = arch.warp_reduction_sum(sum((v * v for v in values), Float32(0.0)))
                 scale = cute.math.rsqrt(total * (1.0 / P) + EPS)
                 for value, i in zip(values, o_p, strict=True):
                     weight = at(s_weight, r * P + self.index_of_row(i))
                     value = value * scale * (weight * at(out_norm, head * P + i))
                     if const_expr(self.reduced and R > 1):
-                        put(s_y, r * P + i, value)
+                        put(s_y, r * P + self.index_of_output(i), value)
                     else:
                         self.put_output(y, None, row, head, H, r, i, value)
         if const_expr(self.reduced and R > 1):
             arch.sync_threads()
             if tid < P:
-                out = sum((at(s_y, r * P + tid) for r in range(R)), Float32(0.0))
+                i_y = self.index_of_output(tid)
+                out = sum((at(s_y, r * P + i_y) for r in range(R)), Float32(0.0))
                 self.put_output(y, None, row, head, H, 0, tid, out)
 
     def skip_of(self, s_skip, r, i_x):

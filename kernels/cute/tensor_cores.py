@@ -13,13 +13,17 @@ is taken from h as it is stored: one rounding to the output's own dtype on the w
              m16n8k8:  high of gamma x_r by low of k_r
              m16n8k16: h by high of Q; h by low of Q
     R = 4    m16n8k16: (high, low) of X by high of K, twice the same
-             m16n8k8:  high of X by low of K
+             m16n8k8:  (0, high of gamma x_r) by (k_r, low of k_r)
              m16n8k16: h by (high, low) of Q, whose two halves are added at the end
 
 Accumulators of tile j of 32 columns hold columns 2t, 2t + 1 of 8 in lane 4g + t. A lane should have
 8 neighbouring columns of h, 16 bytes: so the columns of K and Q stand permuted (`place`), and what
 lane 4g + t has of tile j are columns 8t + 2j, 8t + 2j + 1. The accumulators, rounded and packed for
 the store, are then the operand of h Q as they are.
+
+Eight lanes load two rows of h at a time, g and g + 1, 64 bytes of each. So even rows of a product
+are from the first eight of a warp's rows and odd ones from the others, which lie 64 bytes off in
+shared memory: in the other half of the banks.
 """
 
 from typing import Any
@@ -42,16 +46,32 @@ class TensorCoreStep(Step):
     def __init__(self, facts: Facts, config: Any) -> None:
         super().__init__(facts, config)
         self.pieces = self.P // ROWS
+        self.tile = self.P * self.N + 2 * COLUMNS
         self.row_of_x = 4 * self.R + PAD  # high of beta x', gamma x; then their low
         self.row_of_keys = self.N + PAD
-        # high of k', k; then low of k, below zeros for that of k' where 8 rows hold both
-        self.low_keys = 2 * self.R if self.R == 8 else 3 * self.R
         self.buffers = [
-            (self.type, (self.low_keys + self.R) * self.row_of_keys),
+            (self.type, 3 * self.R * self.row_of_keys),  # high of k', k; then low of k
             (self.type, 2 * self.R * self.row_of_keys),
             (self.type, self.P * self.row_of_x),
             (Float32, self.R * self.P),
         ]
+
+    def copies(self, i_piece) -> list[tuple[int, int, int]]:
+        """A piece comes in two parts, for even and for odd rows of its product."""
+        half = ROWS // 2 * self.N
+        odd = self.P // 2 * self.N + COLUMNS
+        return [
+            (2 * i_piece * half, i_piece * half, half),
+            ((2 * i_piece + 1) * half, odd + i_piece * half, half),
+        ]
+
+    def index_of_row(self, i_p):
+        """Rows stand in the order of products."""
+        return i_p - i_p % ROWS + i_p % 4 * 2 + i_p // 8 % 2 + i_p // 4 % 2 * 8
+
+    def index_of_output(self, i_p):
+        """Outputs stand there, too."""
+        return self.index_of_row(i_p)
 
     def split(self, value):
         """value = high + low, two numbers of the activations' dtype."""
@@ -63,7 +83,7 @@ class TensorCoreStep(Step):
         for half, values in ((0, befores), (1, nows)):
             pairs = [self.split(value) for value in values]
             for low, part in enumerate(zip(*pairs, strict=True)):
-                o_x = i_p * self.row_of_x + ((2 * low + half) * self.R + first)
+                o_x = self.index_of_row(i_p) * self.row_of_x + ((2 * low + half) * self.R + first)
                 store(s_operands[2] + o_x, list(part))
 
     def place(self, n):
@@ -83,10 +103,7 @@ class TensorCoreStep(Step):
         s_keys = s_operands[0]
         places = [(self.place(one), self.place(other)) for one, other in offsets]
         self.put_pairs(s_keys + r * self.row_of_keys, before, places)
-        if self.R < 8:
-            zeros = [(Float32(0.0), Float32(0.0))] * len(places)
-            self.put_pairs(s_keys + (2 * self.R + r) * self.row_of_keys, zeros, places)
-        self.put_split(s_keys, self.R + r, self.low_keys + r, keys, offsets)
+        self.put_split(s_keys, self.R + r, 2 * self.R + r, keys, offsets)
 
     def put_query(self, s_operands, r, queries, offsets):
         """Keep a lane's pairs of q_r."""
@@ -112,13 +129,14 @@ class TensorCoreStep(Step):
         if const_expr(self.normed):
             self.norm_outputs(out_norm, y, s_y, s_weight, row, head, H)
         elif tid < P:
-            outs = [at(s_weight, r * P + tid) * at(s_y, r * P + tid) for r in range(self.R)]
+            i_x = self.index_of_row(tid)
+            outs = [at(s_weight, r * P + i_x) * at(s_y, r * P + i_x) for r in range(self.R)]
             if const_expr(self.reduced):
-                out = sum(outs, self.skip_of(s_skip, 0, tid))
+                out = sum(outs, self.skip_of(s_skip, 0, i_x))
                 self.put_output(y, None, row, head, H, 0, tid, out)
             else:
                 for r, out in enumerate(outs):
-                    out = out + self.skip_of(s_skip, r, tid)
+                    out = out + self.skip_of(s_skip, r, i_x)
                     self.put_output(y, None, row, head, H, r, tid, out)
 
     def update(self, tile, lane, alpha, g_h, s_h, s_operands) -> list[Any]:
@@ -128,25 +146,32 @@ class TensorCoreStep(Step):
         o_x = (tile * ROWS + i_row + matrix % 2 * 8) * self.row_of_x + matrix // 2 * 8
         x = matrices(s_x + o_x)  # R = 4: high and low; R = 8: high
         x_low = matrices(s_x + (o_x + 2 * self.R)) if self.R == 8 else None
-        o_h = (tile * ROWS + lane // 4) * self.N + lane % 4 * 8
+        now = x[2:]  # high of gamma x_r, to be taken by low of k_r
+        if self.R < 8:
+            now = [Uint32(cutlass.select_(lane % 4 < 2, Uint32(0), word)) for word in x[:2]]
+        odd = lane // 4 % 2
+        o_even = lane // 8 * self.N + lane % 4 * 8
+        o_shared = odd * (self.P // 2 * self.N + COLUMNS) + tile * ROWS // 2 * self.N + o_even
+        o_h = (tile * ROWS + odd * 8) * self.N + o_even
         y = [Float32(0.0)] * 4
         for o_n in range(0, self.N, COLUMNS):
             o_column = o_n + matrix * 8
             rows = [
-                [alpha * v for v in load(s_h + (o_h + o_n + u * 8 * self.N), 8)] for u in (0, 1)
+                [alpha * v for v in load(s_h + (o_shared + o_n + u * 4 * self.N), 8)]
+                for u in (0, 1)
             ]
-            lows = matrices(s_keys + ((2 * self.R + i_row) * self.row_of_keys + o_column), True)
+            lows = matrices(s_keys + ((3 * self.R - 8 + i_row) * self.row_of_keys + o_column), True)
             highs = self.high_keys(s_keys, i_row, matrix, o_n)
             for j in range(4):
                 h = [row[2 * j + e] for row in rows for e in (0, 1)]
                 h = self.product(x, highs[j], h)
                 if x_low is not None:
                     h = self.product(x_low, highs[j], h)
-                h = self.product(x[2:] if self.R == 8 else x[:2], [lows[j]], h)
+                h = self.product(now, [lows[j]], h)
                 for u, row in enumerate(rows):
                     row[2 * j], row[2 * j + 1] = h[2 * u], h[2 * u + 1]
             words = [
-                store_words(g_h + (o_h + o_n + u * 8 * self.N), row) for u, row in enumerate(rows)
+                store_words(g_h + (o_h + o_n + u * 4 * self.N), row) for u, row in enumerate(rows)
             ]
             o_q = i_row * self.row_of_keys + o_column
             queries = [matrices(s_q + o_q)]
