@@ -7,11 +7,10 @@ import tilelang.language as T
 
 from .facts import COLUMNS
 from .functions import RADIANS, turns_of
-from .order import column_of, dim_of
+from .order import column_of, dim_of, token_of
 
 EIGHT = tuple(range(8))
 MOVERS = 128  # threads of `scan` that bring and turn k and q
-SHARED_MASK = 4  # ranks from which the mask is worth its shared memory
 
 
 def spread_of(facts, threads):
@@ -77,30 +76,27 @@ def advance(facts, gate_shared, stage, rate_shared, turns, angle_shared, tid, th
 
 
 @T.macro
-def prepare(facts, gate_shared, stage, factor_shared, mask_shared, tid):
-    """What a chunk's products are weighed with.
-
-    factor_shared (stages, 2, C): e^{s_i}, and w_j e^{s_C - s_j}. mask_shared (stages, C of k, C + 4
-    of q), if tokens have ranks enough to share it: w_j e^{s_i - s_j} for j < i, gamma_i for j = i.
-    """
+def prepare(facts, gate_shared, stage, factor_shared, tid):
+    """factor_shared (stages, 2, C): e^{s_i}, and w_j e^{s_C - s_j}."""
     C = facts.C
     if tid < C:
         s = gate_shared[stage, 3, tid]
         fall = T.exp2(gate_shared[stage, 3, C - 1] - s)
         factor_shared[stage, 0, tid] = T.exp2(s)
         factor_shared[stage, 1, tid] = gate_shared[stage, 2, tid] * fall
-    if facts.R >= SHARED_MASK:
-        for step in T.unroll(T.ceildiv(C * C, MOVERS)):
-            e = step * MOVERS + tid
-            if e < C * C:
-                mask_shared[stage, e // C, e % C] = weight_of(gate_shared, stage, e // C, e % C)
 
 
-def weight_of(gate_shared, stage, j, i):
-    """How much key j counts for query i."""
-    fall = T.exp2(gate_shared[stage, 3, i] - gate_shared[stage, 3, j])
-    same = T.if_then_else(i == j, gate_shared[stage, 1, j], 0.0)
-    return T.if_then_else(i > j, gate_shared[stage, 2, j] * fall, same)
+@T.macro
+def mask(facts, gate_shared, stage, score_frag):
+    """score_frag (C R of k, C R of q) *= M: w_j e^{s_i - s_j} for j < i, gamma_i for j = i."""
+    for m, n in T.Parallel(COLUMNS, COLUMNS):
+        j, i = token_of(m, facts.R), token_of(n, facts.R)
+        # all loaded, then chosen from: no branches
+        fall = T.exp2(gate_shared[stage, 3, i] - gate_shared[stage, 3, j])
+        before = gate_shared[stage, 2, j] * fall
+        gamma = gate_shared[stage, 1, j]
+        same = T.if_then_else(i == j, gamma, 0.0)
+        score_frag[m, n] *= T.if_then_else(i > j, before, same)
 
 
 @T.macro

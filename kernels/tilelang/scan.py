@@ -6,7 +6,8 @@ of a chunk, with X = x mimo_x (P, C R) from registers:
     scores = k q^T (C R, C R)      y = h q^T + X (mask scores)      h = e^{s_C} h + (w X) k
 
 so that only k, q and the masked scores go through shared memory. Another warp group brings the
-chunks and turns k and q, one chunk ahead.
+chunks, turns k and q and makes the scores, one chunk ahead: what is left to the first is a chain of
+three products that all need h or x.
 """
 
 import tilelang.language as T
@@ -14,16 +15,15 @@ from tilelang.layout import make_swizzled_layout
 
 from .chunk import (
     MOVERS,
-    SHARED_MASK,
     advance,
     fetch,
     holds_turns,
     keep_bias,
     load_bias,
+    mask,
     pair_of,
     prepare,
     turn_tiles,
-    weight_of,
 )
 from .facts import COLUMNS, Facts
 from .fragments import ROWS, by_column, by_rank, by_token, inputs, project, scale, weigh, weights
@@ -134,17 +134,6 @@ def finish(
 
 
 @T.macro
-def mask(facts, gate_shared, mask_shared, stage, score_frag):
-    """score_frag (C R of k, C R of q) *= M."""
-    for m, n in T.Parallel(COLUMNS, COLUMNS):
-        j, i = token_of(m, facts.R), token_of(n, facts.R)
-        if facts.R >= SHARED_MASK:
-            score_frag[m, n] *= mask_shared[stage, j, i]
-        else:
-            score_frag[m, n] *= weight_of(gate_shared, stage, j, i)
-
-
-@T.macro
 def gate(facts, z_shared, stage, gate_frag, down_frag, product_frag):
     """product_frag (P, C R) = mimo_o silu(z mimo_z), of those that there are.
 
@@ -162,15 +151,15 @@ def gate(facts, z_shared, stage, gate_frag, down_frag, product_frag):
 
 
 @T.macro
-def put_y(facts, y, y_shared, i_h, start, left, rank, tid):
-    """Copy y_shared (C, P) to the tokens of a chunk that there are."""
+def put_y(facts, y, y_shared, half, i_h, start, left, rank, tid):
+    """Copy y_shared[half] (C, P) to the tokens of a chunk that there are."""
     vectors = facts.P // 8  # 16 bytes each
     for step in T.unroll(T.ceildiv(facts.C * vectors, facts.multipliers)):
         i = step * facts.multipliers + tid
         if i < T.min(left, facts.C) * vectors:
             for e in T.vectorized(8):
                 y[start + i // vectors, rank, i_h, i % vectors * 8 + e] = y_shared[
-                    i // vectors, i % vectors * 8 + e
+                    half, i // vectors, i % vectors * 8 + e
                 ]
 
 
@@ -185,7 +174,6 @@ def scan_kernel(facts: Facts, blocks: int, stages: int, registers: int, early: b
     pool = 65536 // (blocks * threads) // 8 * 8 * threads  # registers that a block starts with
     rest = (pool - multipliers * registers) // MOVERS // 8 * 8  # for a mover
     ranks = 1 if facts.reduced else R  # of y
-    mask_shape = (stages, C, C + 4) if R >= SHARED_MASK else (1, 1, 1)  # a pad for the banks
     tokens, offsets, slots = T.dynamic("tokens"), T.dynamic("offsets"), T.dynamic("slots")
     pieces, count = T.dynamic("pieces"), T.dynamic("count")
     x_stride, z_stride = T.dynamic("x_stride"), T.dynamic("z_stride")
@@ -232,21 +220,20 @@ def scan_kernel(facts: Facts, blocks: int, stages: int, registers: int, early: b
             T.annotate_min_blocks_per_sm(blocks)
             k_shared = T.alloc_shared((stages, COLUMNS, N), dtype)
             q_shared = T.alloc_shared((stages, COLUMNS, N), dtype)
-            score_shared = T.alloc_shared((COLUMNS, COLUMNS), dtype)
+            score_shared = T.alloc_shared((stages, COLUMNS, COLUMNS), dtype)
             x_shared = T.alloc_shared((stages, C, P), dtype)
             z_shared = T.alloc_shared((stages, C, P), dtype)
-            y_shared = T.alloc_shared((C, P), dtype)
+            y_shared = T.alloc_shared((2, C, P), dtype)  # one is read, the next written
             rate_shared = T.alloc_shared((S, C), "float32")
             gate_shared = T.alloc_shared((stages, 4, C), "float32")
             factor_shared = T.alloc_shared((stages, 2, C), "float32")
-            mask_shared = T.alloc_shared(mask_shape, "float32")
             mimo_shared = T.alloc_shared((3, rows, R), "float32")
             angle_shared = T.alloc_shared((C, 2 * S + 4), "float32")  # a pad for the banks
             carry_shared = T.alloc_shared((S, 2), "float32")
             bias_shared = T.alloc_shared((2, R, N), "float32")
             norm_shared = T.alloc_shared((COLUMNS,), "float32")
             full = T.alloc_barrier([MOVERS] * stages)  # copied
-            ready = T.alloc_barrier([MOVERS] * stages)  # turned
+            ready = T.alloc_barrier([MOVERS] * stages)  # turned, and the scores
             free = T.alloc_barrier([multipliers] * stages)  # used
             T.annotate_layout({
                 x_shared: make_swizzled_layout(x_shared),
@@ -270,6 +257,7 @@ def scan_kernel(facts: Facts, blocks: int, stages: int, registers: int, early: b
                     bias_local = T.alloc_local((2, 8), "float32")
                     i_g = T.alloc_local((1,), "int32")
                     i_r = T.alloc_local((1,), "int32")
+                    score_frag = T.alloc_fragment((COLUMNS, COLUMNS), "float32")
                     i_g[0] = T.truncdiv(i_h, T.truncdiv(H, G))
                     i_r[0] = T.truncmod(i_h, RATES)
                     if chunks > 0:
@@ -296,15 +284,23 @@ def scan_kernel(facts: Facts, blocks: int, stages: int, registers: int, early: b
                             facts, gate_shared, stage, rate_shared, turns, angle_shared, mover,
                             MOVERS,
                         )  # fmt: skip
-                        prepare(facts, gate_shared, stage, factor_shared, mask_shared, mover)
+                        prepare(facts, gate_shared, stage, factor_shared, mover)
                         T.sync_threads(ANGLES, MOVERS)
                         turn_tiles(
                             facts, (k_shared, q_shared), stage, bias_shared, biased, bias_local,
                             angle_shared, mover, MOVERS,
                         )  # fmt: skip
                         T.fence_proxy_async()
-                        T.barrier_arrive(ready[stage])
                         T.sync_threads(ANGLES, MOVERS)
+                        T.wgmma_gemm(
+                            k_shared[stage, 0:COLUMNS, 0:N], q_shared[stage, 0:COLUMNS, 0:N],
+                            score_frag, transpose_B=True, clear_accum=True, policy=ROWS,
+                        )  # fmt: skip
+                        T.wait_wgmma(0)
+                        mask(facts, gate_shared, stage, score_frag)
+                        T.copy(score_frag, score_shared[stage, 0:COLUMNS, 0:COLUMNS])
+                        T.fence_proxy_async()
+                        T.barrier_arrive(ready[stage])
                         ahead = i + 1
                         if ahead < chunks:
                             if ahead >= stages:
@@ -329,7 +325,6 @@ def scan_kernel(facts: Facts, blocks: int, stages: int, registers: int, early: b
                     h_frag = T.alloc_fragment((rows, N), "float32")
                     h_operand = T.alloc_fragment((rows, wide), dtype)
                     y_frag = T.alloc_fragment((rows, COLUMNS), "float32")
-                    score_frag = T.alloc_fragment((COLUMNS, COLUMNS), "float32")
                     x_frag = T.alloc_fragment((rows, COLUMNS), dtype)
                     w_frag = T.alloc_fragment((rows, COLUMNS), dtype)
                     in_frag = T.alloc_fragment((rows, C), "float32")
@@ -365,20 +360,16 @@ def scan_kernel(facts: Facts, blocks: int, stages: int, registers: int, early: b
                     project(facts, "mimo_z", mimo_z, i_h, -LOG2_E, 1, mimo_shared, tid, multipliers)
                     project(facts, "mimo_o", mimo_o, i_h, unit, 2, mimo_shared, tid, multipliers)
                     T.sync_threads(SCORES, multipliers)
+                    T.fence_proxy_async()  # TileLang would, in the loop
                     for i in T.serial(chunks):
                         stage = i % stages
                         T.mbarrier_wait_parity(ready[stage], i // stages % 2)
-                        # q_i . k_j, and q_i S
+                        # y_i = q_i S
                         for p, n in T.Parallel(rows, wide):
                             h_operand[p, n] = h_frag[p, n]
                         if wide == N:  # here, where no product runs: ptxas would wait for them
                             for p, n in T.Parallel(rows, N):
                                 h_frag[p, n] *= factor_shared[stage, 0, C - 1]
-                        T.wgmma_gemm(
-                            k_shared[stage, 0:COLUMNS, 0:N], q_shared[stage, 0:COLUMNS, 0:N],
-                            score_frag, transpose_B=True, clear_accum=True,
-                            policy=T.GemmWarpPolicy.Square,
-                        )  # fmt: skip
                         for part in tuple(range(N // wide)):
                             if part > 0:
                                 T.wait_wgmma(0)
@@ -392,22 +383,19 @@ def scan_kernel(facts: Facts, blocks: int, stages: int, registers: int, early: b
                                 q_shared[stage, 0:COLUMNS, part * wide : (part + 1) * wide],
                                 y_frag, transpose_B=True, clear_accum=part == 0, policy=ROWS,
                             )  # fmt: skip
-                        inputs(facts, x_shared, stage, left - i * C, in_frag)
-                        T.wait_wgmma(1)
-                        mask(facts, gate_shared, mask_shared, stage, score_frag)
-                        T.copy(score_frag, score_shared)
-                        T.fence_proxy_async()
                         # S = e^{s_C} S + sum_j e^{s_C - s_j} w_j x_j k_j^T
+                        inputs(facts, x_shared, stage, left - i * C, in_frag)
                         weights(facts, mimo_shared, 0, up_frag)
                         weigh(facts, in_frag, factor_shared, stage, up_frag, w_frag)
                         T.wgmma_gemm(w_frag, k_shared[stage, 0:COLUMNS, 0:N], h_frag, policy=ROWS)
                         # y_i = e^{s_i} q_i S + sum_j M_ij (q_i . k_j) x_j
+                        scale(facts, in_frag, up_frag, x_frag)
                         T.wait_wgmma(1)
                         for p, n in T.Parallel(rows, COLUMNS):
                             y_frag[p, n] *= factor_shared[stage, 0, token_of(n, R)]
-                        scale(facts, in_frag, up_frag, x_frag)
-                        T.sync_threads(SCORES, multipliers)
-                        T.wgmma_gemm(x_frag, score_shared, y_frag, policy=ROWS)
+                        T.wgmma_gemm(
+                            x_frag, score_shared[stage, 0:COLUMNS, 0:COLUMNS], y_frag, policy=ROWS
+                        )
                         if not early or has_state >= 0:  # always; a block of its own stays there
                             weights(facts, mimo_shared, 1, gate_frag)
                             weights(facts, mimo_shared, 2, down_frag)
@@ -436,13 +424,18 @@ def scan_kernel(facts: Facts, blocks: int, stages: int, registers: int, early: b
                                 for r in T.unroll(R // ranks):
                                     column = column_of(t, rank + r, R)
                                     out_frag[p, t] += y_frag[p, column] * product_frag[p, column]
-                            if rank > 0:
-                                T.sync_threads(OUTPUT, multipliers)
+                            half = (i * ranks + rank) % 2
                             for p, t in T.Parallel(rows, C):
                                 if p < P:
-                                    y_shared[t, p] = out_frag[p, t]
+                                    y_shared[half, t, p] = out_frag[p, t]
                             T.sync_threads(OUTPUT, multipliers)
-                            put_y(facts, y, y_shared, i_h, start + i * C, left - i * C, rank, tid)
+                            # TileLang fences what is stored to shared memory before the next
+                            # product; here it has arrived, and no store to y is waited for
+                            T.fence_proxy_async()
+                            put_y(
+                                facts, y, y_shared, half, i_h, start + i * C, left - i * C, rank,
+                                tid,
+                            )  # fmt: skip
                     if end >= stop:
                         for p, n in T.Parallel(rows, N):
                             if p < P:
