@@ -17,6 +17,7 @@ from .chunk import (
     MOVERS,
     advance,
     fetch,
+    fetch_times,
     holds_turns,
     keep_bias,
     load_bias,
@@ -225,16 +226,16 @@ def scan_kernel(facts: Facts, blocks: int, stages: int, registers: int, early: b
             z_shared = T.alloc_shared((stages, C, P), dtype)
             y_shared = T.alloc_shared((2, C, P), dtype)  # one is read, the next written
             rate_shared = T.alloc_shared((S, C), "float32")
-            gate_shared = T.alloc_shared((stages, 4, C), "float32")
+            gate_shared = T.alloc_shared((2, 4, C), "float32")
             factor_shared = T.alloc_shared((stages, 2, C), "float32")
             mimo_shared = T.alloc_shared((3, rows, R), "float32")
             angle_shared = T.alloc_shared((C, 2 * S + 4), "float32")  # a pad for the banks
             carry_shared = T.alloc_shared((S, 2), "float32")
             bias_shared = T.alloc_shared((2, R, N), "float32")
             norm_shared = T.alloc_shared((COLUMNS,), "float32")
-            full = T.alloc_barrier([MOVERS] * stages)  # copied
+            full = T.alloc_barrier([multipliers] * stages)  # k, q, x and z are there
+            known = T.alloc_barrier([MOVERS])  # gates and rates are
             ready = T.alloc_barrier([MOVERS] * stages)  # turned, and the scores
-            free = T.alloc_barrier([multipliers] * stages)  # used
             T.annotate_layout({
                 x_shared: make_swizzled_layout(x_shared),
                 z_shared: make_swizzled_layout(z_shared),
@@ -255,16 +256,13 @@ def scan_kernel(facts: Facts, blocks: int, stages: int, registers: int, early: b
                     mover = tid - multipliers
                     turns = T.alloc_local((1,), "int32")
                     bias_local = T.alloc_local((2, 8), "float32")
-                    i_g = T.alloc_local((1,), "int32")
                     i_r = T.alloc_local((1,), "int32")
                     score_frag = T.alloc_fragment((COLUMNS, COLUMNS), "float32")
-                    i_g[0] = T.truncdiv(i_h, T.truncdiv(H, G))
                     i_r[0] = T.truncmod(i_h, RATES)
                     if chunks > 0:
-                        fetch(
-                            facts, bc, rate, gates, x, z, k_shared, q_shared, rate_shared,
-                            gate_shared, x_shared, z_shared, full, slot, start,
-                            i_h, i_g[0], i_r[0], 0, True, has_z,
+                        fetch_times(
+                            facts, rate, gates, rate_shared, gate_shared, known, slot, i_h, i_r[0],
+                            0,
                         )  # fmt: skip
                     if biased[0]:
                         load_bias(facts, b_bias, bias_shared, 0, i_h, mover, MOVERS)
@@ -276,16 +274,22 @@ def scan_kernel(facts: Facts, blocks: int, stages: int, registers: int, early: b
                         for j in T.serial(T.truncdiv(i_seg * segment, piece)):
                             turns[0] += seg_turns[T.truncdiv(first, piece) + i_seq + j, i_h, i_s]
                     T.sync_threads(ANGLES, MOVERS)
-                    keep_bias(facts, bias_shared, biased, bias_local, mover, MOVERS)
-                    for i in T.serial(chunks):
-                        stage = i % stages
-                        T.mbarrier_wait_parity(full[stage], i // stages % 2)
+                    if chunks > 0:
+                        T.mbarrier_wait_parity(known[0], 0)
                         advance(
-                            facts, gate_shared, stage, rate_shared, turns, angle_shared, mover,
-                            MOVERS,
-                        )  # fmt: skip
-                        prepare(facts, gate_shared, stage, factor_shared, mover)
+                            facts, gate_shared, 0, rate_shared, turns, angle_shared, mover, MOVERS
+                        )
                         T.sync_threads(ANGLES, MOVERS)
+                    if chunks > 1:
+                        fetch_times(
+                            facts, rate, gates, rate_shared, gate_shared, known, slot + 1, i_h,
+                            i_r[0], 1,
+                        )  # fmt: skip
+                    for i in T.serial(chunks):
+                        stage, ahead = i % stages, i + 1
+                        T.mbarrier_wait_parity(full[stage], i // stages % 2)
+                        prepare(facts, gate_shared, i % 2, factor_shared, stage, mover)
+                        keep_bias(facts, bias_shared, biased, bias_local, mover, MOVERS)
                         turn_tiles(
                             facts, (k_shared, q_shared), stage, bias_shared, biased, bias_local,
                             angle_shared, mover, MOVERS,
@@ -296,22 +300,22 @@ def scan_kernel(facts: Facts, blocks: int, stages: int, registers: int, early: b
                             k_shared[stage, 0:COLUMNS, 0:N], q_shared[stage, 0:COLUMNS, 0:N],
                             score_frag, transpose_B=True, clear_accum=True, policy=ROWS,
                         )  # fmt: skip
+                        if ahead < chunks:  # under the product
+                            T.mbarrier_wait_parity(known[0], ahead % 2)
+                            advance(
+                                facts, gate_shared, ahead % 2, rate_shared, turns, angle_shared,
+                                mover, MOVERS,
+                            )  # fmt: skip
                         T.wait_wgmma(0)
-                        mask(facts, gate_shared, stage, score_frag)
+                        mask(facts, gate_shared, i % 2, score_frag)
                         T.copy(score_frag, score_shared[stage, 0:COLUMNS, 0:COLUMNS])
                         T.fence_proxy_async()
                         T.barrier_arrive(ready[stage])
-                        ahead = i + 1
-                        if ahead < chunks:
-                            if ahead >= stages:
-                                T.mbarrier_wait_parity(
-                                    free[ahead % stages], (ahead // stages + 1) % 2
-                                )
-                            fetch(
-                                facts, bc, rate, gates, x, z, k_shared, q_shared, rate_shared,
-                                gate_shared, x_shared, z_shared, full, slot + ahead,
-                                start + ahead * C, i_h, i_g[0], i_r[0], ahead % stages, True,
-                                has_z,
+                        T.sync_threads(ANGLES, MOVERS)
+                        if ahead + 1 < chunks:
+                            fetch_times(
+                                facts, rate, gates, rate_shared, gate_shared, known,
+                                slot + ahead + 1, i_h, i_r[0], i % 2,
                             )  # fmt: skip
                     if end >= stop:
                         finish(
@@ -322,6 +326,14 @@ def scan_kernel(facts: Facts, blocks: int, stages: int, registers: int, early: b
                 with T.ws(*range(multipliers // 128)):
                     if registers > 0:
                         T.inc_max_nreg(registers)
+                    i_g = T.alloc_local((1,), "int32")
+                    i_g[0] = T.truncdiv(i_h, T.truncdiv(H, G))
+                    for i in T.unroll(stages):
+                        if i < chunks:
+                            fetch(
+                                facts, bc, x, z, k_shared, q_shared, x_shared, z_shared, full,
+                                slot + i, start + i * C, i_h, i_g[0], i, True, has_z,
+                            )  # fmt: skip
                     h_frag = T.alloc_fragment((rows, N), "float32")
                     h_operand = T.alloc_fragment((rows, wide), dtype)
                     y_frag = T.alloc_fragment((rows, COLUMNS), "float32")
@@ -383,25 +395,24 @@ def scan_kernel(facts: Facts, blocks: int, stages: int, registers: int, early: b
                                 q_shared[stage, 0:COLUMNS, part * wide : (part + 1) * wide],
                                 y_frag, transpose_B=True, clear_accum=part == 0, policy=ROWS,
                             )  # fmt: skip
-                        # S = e^{s_C} S + sum_j e^{s_C - s_j} w_j x_j k_j^T
+                        # y_i = e^{s_i} q_i S + sum_j M_ij (q_i . k_j) x_j
                         inputs(facts, x_shared, stage, left - i * C, in_frag)
                         weights(facts, mimo_shared, 0, up_frag)
-                        weigh(facts, in_frag, factor_shared, stage, up_frag, w_frag)
-                        T.wgmma_gemm(w_frag, k_shared[stage, 0:COLUMNS, 0:N], h_frag, policy=ROWS)
-                        # y_i = e^{s_i} q_i S + sum_j M_ij (q_i . k_j) x_j
                         scale(facts, in_frag, up_frag, x_frag)
-                        T.wait_wgmma(1)
+                        T.wait_wgmma(0)
                         for p, n in T.Parallel(rows, COLUMNS):
                             y_frag[p, n] *= factor_shared[stage, 0, token_of(n, R)]
                         T.wgmma_gemm(
                             x_frag, score_shared[stage, 0:COLUMNS, 0:COLUMNS], y_frag, policy=ROWS
                         )
+                        # S = e^{s_C} S + sum_j e^{s_C - s_j} w_j x_j k_j^T
+                        weigh(facts, in_frag, factor_shared, stage, up_frag, w_frag)
+                        T.wgmma_gemm(w_frag, k_shared[stage, 0:COLUMNS, 0:N], h_frag, policy=ROWS)
                         if not early or has_state >= 0:  # always; a block of its own stays there
                             weights(facts, mimo_shared, 1, gate_frag)
                             weights(facts, mimo_shared, 2, down_frag)
                             gate(facts, z_shared, stage, gate_frag, down_frag, product_frag)
-                        T.wait_wgmma(0)
-                        T.barrier_arrive(free[stage])
+                        T.wait_wgmma(1)  # the rest needs y alone
                         if has_d:
                             weights(facts, mimo_shared, 0, up_frag)
                             for p, t in T.Parallel(rows, C):
@@ -428,10 +439,18 @@ def scan_kernel(facts: Facts, blocks: int, stages: int, registers: int, early: b
                             for p, t in T.Parallel(rows, C):
                                 if p < P:
                                     y_shared[half, t, p] = out_frag[p, t]
+                            if rank == 0:
+                                T.wait_wgmma(0)
                             T.sync_threads(OUTPUT, multipliers)
                             # TileLang fences what is stored to shared memory before the next
                             # product; here it has arrived, and no store to y is waited for
                             T.fence_proxy_async()
+                            if rank == 0 and i + stages < chunks:  # all are done with the stage
+                                fetch(
+                                    facts, bc, x, z, k_shared, q_shared, x_shared, z_shared, full,
+                                    slot + i + stages, start + (i + stages) * C, i_h, i_g[0],
+                                    stage, True, has_z,
+                                )  # fmt: skip
                             put_y(
                                 facts, y, y_shared, half, i_h, start + i * C, left - i * C, rank,
                                 tid,
