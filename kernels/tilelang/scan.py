@@ -134,19 +134,31 @@ def finish(
                 phi_out[i_seq, i_h, tid] = phi_in[i_seq, i_h, tid]
 
 
+def gate_units(facts):
+    """What `gate` wants mimo_z and mimo_o multiplied by."""
+    if "z" not in facts.optional:
+        return 1.0, 1.0
+    return (0.5, 1.0) if facts.dtype == "bfloat16" else (-LOG2_E, -1.0 / LOG2_E)
+
+
 @T.macro
 def gate(facts, z_shared, stage, gate_frag, down_frag, product_frag):
     """product_frag (P, C R) = mimo_o silu(z mimo_z), of those that there are.
 
-    gate_frag holds -log2(e) mimo_z and down_frag -mimo_o / log2(e):
-    mimo_o silu(u) = down v / (1 + 2^v), v = -log2(e) u.
+    For bfloat16, u = v / 2: mimo_o silu(v) = mimo_o (u + u tanh u), one instruction of the special
+    units for two; its tanh is good to 2^-11. Else u = -log2(e) v and
+    mimo_o silu(v) = -mimo_o / log2(e) u / (1 + 2^u). gate_frag and down_frag hold the factors.
     """
     for p, t in T.Parallel(facts.rows, facts.C):
         for r in T.unroll(facts.R):
             column = column_of(t, r, facts.R)
             if "z" in facts.optional:
-                v = T.cast(z_shared[stage, t, p % facts.P], "float32") * gate_frag[p, r]
-                product_frag[p, column] = down_frag[p, r] * (v / (1.0 + T.exp2(v)))
+                u = T.cast(z_shared[stage, t, p % facts.P], "float32") * gate_frag[p, r]
+                if facts.dtype == "bfloat16":
+                    w = down_frag[p, r] * u
+                    product_frag[p, column] = w + w * T.tanh(u)
+                else:
+                    product_frag[p, column] = down_frag[p, r] * (u / (1.0 + T.exp2(u)))
             else:
                 product_frag[p, column] = down_frag[p, r]
 
@@ -367,10 +379,14 @@ def scan_kernel(facts: Facts, blocks: int, stages: int, registers: int, early: b
                         i_seq, i_h, T.truncdiv(first, piece) + i_seq,
                         T.truncdiv(i_seg * segment, piece), has_state, tid,
                     )  # fmt: skip
-                    unit = -1.0 / LOG2_E if has_z else 1.0
+                    gate_unit, down_unit = gate_units(facts)
                     project(facts, "mimo_x", mimo_x, i_h, 1.0, 0, mimo_shared, tid, multipliers)
-                    project(facts, "mimo_z", mimo_z, i_h, -LOG2_E, 1, mimo_shared, tid, multipliers)
-                    project(facts, "mimo_o", mimo_o, i_h, unit, 2, mimo_shared, tid, multipliers)
+                    project(
+                        facts, "mimo_z", mimo_z, i_h, gate_unit, 1, mimo_shared, tid, multipliers
+                    )
+                    project(
+                        facts, "mimo_o", mimo_o, i_h, down_unit, 2, mimo_shared, tid, multipliers
+                    )
                     T.sync_threads(SCORES, multipliers)
                     T.fence_proxy_async()  # TileLang would, in the loop
                     for i in T.serial(chunks):
