@@ -45,11 +45,13 @@ def load_bias(facts, source, target, part, i_h, tid, threads):
 
 
 @T.macro
-def advance(facts, gate_shared, half, rate_shared, turns, angle_shared, tid, threads):
+def advance(
+    facts, gate_shared, half, rate_shared, turns, angle_shared, tid, threads, backward=False
+):  # fmt: skip
     """Angles of a chunk's tokens: angle_shared (C, 2 S + 4) gets pairs of cosine and sine.
 
     gate_shared (2, 4, C), rate_shared (S, C). turns (1), a register: the angle before the
-    chunk, then after it.
+    chunk, then after it; backward, the angle after the chunk, then before it.
     """
     spread = spread_of(facts, threads)
     length, lanes = facts.C // spread, 32 // spread  # tokens of a thread
@@ -67,8 +69,11 @@ def advance(facts, gate_shared, half, rate_shared, turns, angle_shared, tid, thr
             other[0] = T.shfl_up(before[0], lanes << e)
             before[0] = T.if_then_else(i_spread >= 1 << e, before[0] + other[0], before[0])
         other[0] = T.shfl_sync(before[0], tid % lanes + lanes * (spread - 1))
+        if backward:
+            turns[0] -= other[0]
         before[0] += turns[0] - run[length - 1]
-        turns[0] += other[0]
+        if not backward:
+            turns[0] += other[0]
         for j in T.unroll(length):
             angle = T.cast(before[0] + run[j], "float32") * RADIANS
             angle_shared[i_t + j, 2 * i_s] = T.cos(angle)

@@ -78,10 +78,10 @@ def carry(
         for j in T.serial(pieces):
             T.sync_threads(SCORES, facts.multipliers)
             if tid < S:
+                turns[0] += seg_turns[slot + j, i_h, tid]
                 angle = T.cast(turns[0], "float32") * RADIANS
                 carry_shared[tid, 0] = T.cos(angle)
                 carry_shared[tid, 1] = T.sin(angle)
-                turns[0] += seg_turns[slot + j, i_h, tid]
             T.sync_threads(SCORES, facts.multipliers)
             fall = T.exp2(seg_decay[slot + j, i_h])
             for p, n in T.Parallel(facts.rows, N):
