@@ -12,7 +12,7 @@ Batch, length, heads and groups are run-time values: one compilation serves all.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -64,7 +64,8 @@ def supports(problem: Problem, device: torch.device) -> str | None:
 def configs(problem: Problem, device: torch.device) -> Iterator[Config]:
     """Legal configurations, best guess first."""
     if problem.P <= 64 and problem.N <= 128:
-        blocks, stages, registers = 2, 2, 184  # 168 serialises the wgmma
+        # two stages of 32 tokens or more take 119 KB and more: one block an SM
+        blocks, stages, registers = 2, 1 if problem.N == 128 and problem.R <= 2 else 2, 184
     elif problem.N <= 128:  # 384 threads: one block an SM
         blocks, stages, registers = 1, 2, 208
     else:  # h takes 128 registers; two stages do not fit for R = 1
@@ -75,8 +76,28 @@ def configs(problem: Problem, device: torch.device) -> Iterator[Config]:
         yield Config(*cuts, blocks, 1, registers)
 
 
+def space(problem: Problem, device: torch.device) -> dict[str, Config]:
+    """What tuning tries: one departure from the default at a time.
+
+    fill: the cut is for so many blocks an SM, 0 for none. registers: more or less for a thread that
+    multiplies, so less or more for the others; the early gate needs more.
+    """
+    default, *others = configs(problem, device)
+    found = {f"stages={other.stages}": other for other in others}
+    for fill in (0, 1, 2, 3, 4):
+        piece, segment = _cuts(problem, device, fill)
+        if (piece, segment) != (default.piece, default.segment) and (segment or not fill):
+            found[f"fill={fill}"] = replace(default, piece=piece, segment=segment)
+    if default.registers:
+        more, less = default.registers + 8, default.registers - 8
+        found["registers=-8"] = replace(default, registers=less)
+        found["registers=+8 early=1"] = replace(default, registers=more, early=True)
+    found["early=1"] = replace(default, early=True)
+    return found
+
+
 def _cuts(problem: Problem, device: torch.device, blocks: int) -> tuple[int, int]:
-    """Tokens per piece and per segment that fill the GPU once."""
+    """Tokens per piece and per segment that fill the GPU once with so many blocks an SM."""
     chunk = facts_of(problem).C
     longest = max(problem.lengths) if problem.lengths else problem.L
     sms = H100_SMS
@@ -190,7 +211,9 @@ def resources(problem: Problem, config: Config) -> list[Resources]:
     ]
 
 
-@implements("prefill", "tilelang", supports=supports, configs=configs, resources=resources)
+@implements(
+    "prefill", "tilelang", supports=supports, configs=configs, resources=resources, space=space
+)
 def prefill(call: Call, config: Config) -> None:
     """Launch the kernels on the current stream."""
     for launch in launches(call, config):

@@ -164,15 +164,15 @@ def gate(facts, z_shared, stage, gate_frag, down_frag, product_frag):
 
 
 @T.macro
-def put_y(facts, y, y_shared, half, i_h, start, left, rank, tid):
-    """Copy y_shared[half] (C, P) to the tokens of a chunk that there are."""
+def put_y(facts, y, y_shared, copy, i_h, start, left, rank, tid):
+    """Copy y_shared[copy] (C, P) to the tokens of a chunk that there are."""
     vectors = facts.P // 8  # 16 bytes each
     for step in T.unroll(T.ceildiv(facts.C * vectors, facts.multipliers)):
         i = step * facts.multipliers + tid
         if i < T.min(left, facts.C) * vectors:
             for e in T.vectorized(8):
                 y[start + i // vectors, rank, i_h, i % vectors * 8 + e] = y_shared[
-                    half, i // vectors, i % vectors * 8 + e
+                    copy, i // vectors, i % vectors * 8 + e
                 ]
 
 
@@ -187,6 +187,7 @@ def scan_kernel(facts: Facts, blocks: int, stages: int, registers: int, early: b
     pool = 65536 // (blocks * threads) // 8 * 8 * threads  # registers that a block starts with
     rest = (pool - multipliers * registers) // MOVERS // 8 * 8  # for a mover
     ranks = 1 if facts.reduced else R  # of y
+    copies = 2 if R >= 4 else 1  # of y in shared memory: two save a barrier, for 16 KB if R = 1
     tokens, offsets, slots = T.dynamic("tokens"), T.dynamic("offsets"), T.dynamic("slots")
     pieces, count = T.dynamic("pieces"), T.dynamic("count")
     x_stride, z_stride = T.dynamic("x_stride"), T.dynamic("z_stride")
@@ -236,7 +237,7 @@ def scan_kernel(facts: Facts, blocks: int, stages: int, registers: int, early: b
             score_shared = T.alloc_shared((stages, COLUMNS, COLUMNS), dtype)
             x_shared = T.alloc_shared((stages, C, P), dtype)
             z_shared = T.alloc_shared((stages, C, P), dtype)
-            y_shared = T.alloc_shared((2, C, P), dtype)  # one is read, the next written
+            y_shared = T.alloc_shared((copies, C, P), dtype)
             rate_shared = T.alloc_shared((S, C), "float32")
             gate_shared = T.alloc_shared((2, 4, C), "float32")
             factor_shared = T.alloc_shared((stages, 2, C), "float32")
@@ -451,10 +452,12 @@ def scan_kernel(facts: Facts, blocks: int, stages: int, registers: int, early: b
                                 for r in T.unroll(R // ranks):
                                     column = column_of(t, rank + r, R)
                                     out_frag[p, t] += y_frag[p, column] * product_frag[p, column]
-                            half = (i * ranks + rank) % 2
+                            copy = (i * ranks + rank) % copies
+                            if copies == 1:
+                                T.sync_threads(OUTPUT, multipliers)
                             for p, t in T.Parallel(rows, C):
                                 if p < P:
-                                    y_shared[half, t, p] = out_frag[p, t]
+                                    y_shared[copy, t, p] = out_frag[p, t]
                             if rank == 0:
                                 T.wait_wgmma(0)
                             T.sync_threads(OUTPUT, multipliers)
@@ -468,7 +471,7 @@ def scan_kernel(facts: Facts, blocks: int, stages: int, registers: int, early: b
                                     stage, True, has_z,
                                 )  # fmt: skip
                             put_y(
-                                facts, y, y_shared, half, i_h, start + i * C, left - i * C, rank,
+                                facts, y, y_shared, copy, i_h, start + i * C, left - i * C, rank,
                                 tid,
                             )  # fmt: skip
                     if end >= stop:
