@@ -27,7 +27,18 @@ from .chunk import (
     turn_tiles,
 )
 from .facts import COLUMNS, Facts
-from .fragments import ROWS, by_column, by_rank, by_token, inputs, project, scale, weigh, weights
+from .fragments import (
+    ROWS,
+    by_column,
+    by_half,
+    by_rank,
+    by_token,
+    inputs,
+    project,
+    scale,
+    weigh,
+    weights,
+)
 from .functions import LOG2_E, RADIANS, TURNS, radians_of, sequence, turns_of
 from .order import column_of, dim_of, token_of
 
@@ -65,7 +76,7 @@ def turns_before(phi_in, i_seq, i_h, i_s, has_state):
 
 @T.macro
 def carry(
-    facts, phi_in, seg_h, seg_turns, seg_decay, carry_shared, h_frag,
+    facts, phi_in, seg_h, seg_turns, seg_decay, scratch_shared, h_frag,
     i_seq, i_h, slot, pieces, has_state, tid,
 ):  # fmt: skip
     """The state before a segment: S = e^{s} S + dS Rot(phi)^T over the pieces before it."""
@@ -80,8 +91,8 @@ def carry(
             if tid < S:
                 turns[0] += seg_turns[slot + j, i_h, tid]
                 angle = T.cast(turns[0], "float32") * RADIANS
-                carry_shared[tid, 0] = T.cos(angle)
-                carry_shared[tid, 1] = T.sin(angle)
+                scratch_shared[2 * tid] = T.cos(angle)
+                scratch_shared[2 * tid + 1] = T.sin(angle)
             T.sync_threads(SCORES, facts.multipliers)
             fall = T.exp2(seg_decay[slot + j, i_h])
             for p, n in T.Parallel(facts.rows, N):
@@ -89,8 +100,8 @@ def carry(
                     pair = n // 8 * pairs + T.min(n % 8 // 2, pairs - 1)
                     turned = n % 8 < 2 * pairs
                     sign = T.cast(n % 2 * 2 - 1, "float32")
-                    cos = T.if_then_else(turned, carry_shared[pair, 0], 1.0)
-                    sin = T.if_then_else(turned, carry_shared[pair, 1] * sign, 0.0)
+                    cos = T.if_then_else(turned, scratch_shared[2 * pair], 1.0)
+                    sin = T.if_then_else(turned, scratch_shared[2 * pair + 1] * sign, 0.0)
                     own = seg_h[slot + j, i_h, p, n]
                     other = seg_h[slot + j, i_h, p, n + 1 - n % 2 * 2]
                     h_frag[p, n] = h_frag[p, n] * fall + (own * cos + other * sin)
@@ -164,6 +175,29 @@ def gate(facts, z_shared, stage, gate_frag, down_frag, product_frag):
 
 
 @T.macro
+def normalise(facts, out_norm, scratch_shared, square_frag, y_frag, i_h):
+    """y_frag (P, C R) over its root mean square over P, times out_norm.
+
+    square_frag (P / 2, C R). scratch_shared (P / 16 C R): the sums of each warp's 16 rows.
+    """
+    T.clear(square_frag)
+    for p, n in T.Parallel(facts.rows, COLUMNS):
+        square_frag[p // 16 * 8 + p % 8, n] += y_frag[p, n] * y_frag[p, n]
+    for e in (4, 8, 16):
+        for q, n in T.Parallel(facts.rows // 2, COLUMNS):
+            square_frag[q, n] += T.shfl_xor(square_frag[q, n], e)
+    for q, n in T.Parallel(facts.rows // 2, COLUMNS):
+        if q % 8 == 0:
+            scratch_shared[q // 8 * COLUMNS + n] = square_frag[q, n]
+    T.sync_threads(SCORES, facts.multipliers)
+    for p, n in T.Parallel(facts.rows, COLUMNS):
+        total = scratch_shared[n]
+        for warp in tuple(range(1, facts.rows // 16)):
+            total = total + scratch_shared[warp * COLUMNS + n]
+        y_frag[p, n] *= T.rsqrt(total / facts.P + 1e-5) * out_norm[i_h, p % facts.P]
+
+
+@T.macro
 def put_y(facts, y, y_shared, copy, i_h, start, left, rank, tid):
     """Copy y_shared[copy] (C, P) to the tokens of a chunk that there are."""
     vectors = facts.P // 8  # 16 bytes each
@@ -187,6 +221,7 @@ def scan_kernel(facts: Facts, blocks: int, stages: int, registers: int, early: b
     pool = 65536 // (blocks * threads) // 8 * 8 * threads  # registers that a block starts with
     rest = (pool - multipliers * registers) // MOVERS // 8 * 8  # for a mover
     ranks = 1 if facts.reduced else R  # of y
+    sums = rows // 16 * COLUMNS if has_norm else 0  # of squares, of a warp's rows
     copies = 2 if R >= 4 else 1  # of y in shared memory: two save a barrier, for 16 KB if R = 1
     tokens, offsets, slots = T.dynamic("tokens"), T.dynamic("offsets"), T.dynamic("slots")
     pieces, count = T.dynamic("pieces"), T.dynamic("count")
@@ -243,9 +278,8 @@ def scan_kernel(facts: Facts, blocks: int, stages: int, registers: int, early: b
             factor_shared = T.alloc_shared((stages, 2, C), "float32")
             mimo_shared = T.alloc_shared((3, rows, R), "float32")
             angle_shared = T.alloc_shared((C, 2 * S + 4), "float32")  # a pad for the banks
-            carry_shared = T.alloc_shared((S, 2), "float32")
+            scratch_shared = T.alloc_shared((max(2 * S, sums),), "float32")
             bias_shared = T.alloc_shared((2, R, N), "float32")
-            norm_shared = T.alloc_shared((COLUMNS,), "float32")
             full = T.alloc_barrier([multipliers] * stages)  # k, q, x and z are there
             known = T.alloc_barrier([MOVERS])  # gates and rates are
             ready = T.alloc_barrier([MOVERS] * stages)  # turned, and the scores
@@ -357,9 +391,8 @@ def scan_kernel(facts: Facts, blocks: int, stages: int, registers: int, early: b
                     up_frag = T.alloc_fragment((rows, R), "float32")
                     gate_frag = T.alloc_fragment((rows, R), "float32")
                     down_frag = T.alloc_fragment((rows, R), "float32")
-                    square_frag = T.alloc_fragment((rows, COLUMNS), "float32")
-                    norm_frag = T.alloc_fragment((COLUMNS,), "float32")
                     product_frag = T.alloc_fragment((rows, COLUMNS), "float32")
+                    square_frag = T.alloc_fragment((rows // 2, COLUMNS), "float32")
                     T.annotate_layout({
                         in_frag: by_token(facts),
                         out_frag: by_token(facts),
@@ -367,6 +400,7 @@ def scan_kernel(facts: Facts, blocks: int, stages: int, registers: int, early: b
                         gate_frag: by_rank(facts),
                         down_frag: by_rank(facts),
                         product_frag: by_column(facts),
+                        square_frag: by_half(facts),
                     })  # fmt: skip
                     skip = T.alloc_var("float32", init=0.0)
                     if has_d:
@@ -376,7 +410,7 @@ def scan_kernel(facts: Facts, blocks: int, stages: int, registers: int, early: b
                         first // C + i_seq, first >= stop, has_state,
                     )  # fmt: skip
                     carry(
-                        facts, phi_in, seg_h, seg_turns, seg_decay, carry_shared, h_frag,
+                        facts, phi_in, seg_h, seg_turns, seg_decay, scratch_shared, h_frag,
                         i_seq, i_h, T.truncdiv(first, piece) + i_seq,
                         T.truncdiv(i_seg * segment, piece), has_state, tid,
                     )  # fmt: skip
@@ -438,14 +472,7 @@ def scan_kernel(facts: Facts, blocks: int, stages: int, registers: int, early: b
                                         skip * in_frag[p, t] * up_frag[p, r]
                                     )
                         if has_norm:
-                            for p, n in T.Parallel(rows, COLUMNS):
-                                square_frag[p, n] = y_frag[p, n] * y_frag[p, n]
-                            T.reduce_sum(square_frag, norm_frag, dim=0)
-                            T.copy(norm_frag, norm_shared)
-                            T.sync_threads(SCORES, multipliers)
-                            for p, n in T.Parallel(rows, COLUMNS):
-                                weight = out_norm[i_h, p % P]
-                                y_frag[p, n] *= T.rsqrt(norm_shared[n] / P + 1e-5) * weight
+                            normalise(facts, out_norm, scratch_shared, square_frag, y_frag, i_h)
                         for rank in tuple(range(ranks)):
                             for p, t in T.Parallel(rows, C):
                                 out_frag[p, t] = 0.0
