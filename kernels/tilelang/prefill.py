@@ -2,7 +2,7 @@
 
 1. `activate`: activations of dt, a, lam and theta, RMSNorm of b and c: small, once per token.
 2. `segment_states`: only when sequences are cut for parallelism. One block per (head, piece):
-   what the piece adds to the state, in the frame of its first token's angles.
+   what the piece adds to the state, in the frame of its last token's angles.
 3. `scan`: one block per (head, segment): the state before the segment (from the initial state and
    the pieces before it), then chunk by chunk the output, with the state in registers.
 
