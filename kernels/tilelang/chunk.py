@@ -7,11 +7,10 @@ import tilelang.language as T
 
 from .facts import COLUMNS
 from .functions import RADIANS, turns_of
-from .order import column_of, dim_of
+from .order import column_of, dim_of, token_of
 
 EIGHT = tuple(range(8))
 MOVERS = 128  # threads of `scan` that bring and turn k and q
-SHARED_MASK = 4  # ranks from which the mask is worth its shared memory
 
 
 def spread_of(facts, threads):
@@ -46,11 +45,13 @@ def load_bias(facts, source, target, part, i_h, tid, threads):
 
 
 @T.macro
-def advance(facts, gate_shared, stage, rate_shared, turns, angle_shared, tid, threads):
+def advance(
+    facts, gate_shared, half, rate_shared, turns, angle_shared, tid, threads, backward=False
+):  # fmt: skip
     """Angles of a chunk's tokens: angle_shared (C, 2 S + 4) gets pairs of cosine and sine.
 
-    gate_shared (stages, 4, C), rate_shared (S, C). turns (1), a register: the angle before the
-    chunk, then after it.
+    gate_shared (2, 4, C), rate_shared (S, C). turns (1), a register: the angle before the
+    chunk, then after it; backward, the angle after the chunk, then before it.
     """
     spread = spread_of(facts, threads)
     length, lanes = facts.C // spread, 32 // spread  # tokens of a thread
@@ -62,14 +63,17 @@ def advance(facts, gate_shared, stage, rate_shared, turns, angle_shared, tid, th
     if holds_turns(facts, tid, threads):
         before[0] = 0
         for j in T.unroll(length):
-            before[0] += turns_of(gate_shared[stage, 0, i_t + j] * rate_shared[i_s, i_t + j])
+            before[0] += turns_of(gate_shared[half, 0, i_t + j] * rate_shared[i_s, i_t + j])
             run[j] = before[0]
         for e in tuple(range(spread.bit_length() - 1)):
             other[0] = T.shfl_up(before[0], lanes << e)
             before[0] = T.if_then_else(i_spread >= 1 << e, before[0] + other[0], before[0])
         other[0] = T.shfl_sync(before[0], tid % lanes + lanes * (spread - 1))
+        if backward:
+            turns[0] -= other[0]
         before[0] += turns[0] - run[length - 1]
-        turns[0] += other[0]
+        if not backward:
+            turns[0] += other[0]
         for j in T.unroll(length):
             angle = T.cast(before[0] + run[j], "float32") * RADIANS
             angle_shared[i_t + j, 2 * i_s] = T.cos(angle)
@@ -77,65 +81,60 @@ def advance(facts, gate_shared, stage, rate_shared, turns, angle_shared, tid, th
 
 
 @T.macro
-def prepare(facts, gate_shared, stage, factor_shared, mask_shared, tid):
-    """What a chunk's products are weighed with.
-
-    factor_shared (stages, 2, C): e^{s_i}, and w_j e^{s_C - s_j}. mask_shared (stages, C of k, C + 4
-    of q), if tokens have ranks enough to share it: w_j e^{s_i - s_j} for j < i, gamma_i for j = i.
-    """
+def prepare(facts, gate_shared, half, factor_shared, stage, tid):
+    """factor_shared (stages, 2, C): e^{s_i}, and w_j e^{s_C - s_j}."""
     C = facts.C
     if tid < C:
-        s = gate_shared[stage, 3, tid]
-        fall = T.exp2(gate_shared[stage, 3, C - 1] - s)
+        s = gate_shared[half, 3, tid]
+        fall = T.exp2(gate_shared[half, 3, C - 1] - s)
         factor_shared[stage, 0, tid] = T.exp2(s)
-        factor_shared[stage, 1, tid] = gate_shared[stage, 2, tid] * fall
-    if facts.R >= SHARED_MASK:
-        for step in T.unroll(T.ceildiv(C * C, MOVERS)):
-            e = step * MOVERS + tid
-            if e < C * C:
-                mask_shared[stage, e // C, e % C] = weight_of(gate_shared, stage, e // C, e % C)
-
-
-def weight_of(gate_shared, stage, j, i):
-    """How much key j counts for query i."""
-    fall = T.exp2(gate_shared[stage, 3, i] - gate_shared[stage, 3, j])
-    same = T.if_then_else(i == j, gate_shared[stage, 1, j], 0.0)
-    return T.if_then_else(i > j, gate_shared[stage, 2, j] * fall, same)
+        factor_shared[stage, 1, tid] = gate_shared[half, 2, tid] * fall
 
 
 @T.macro
-def widen(facts, raw_local, wide_local):
+def mask(facts, gate_shared, half, score_frag):
+    """score_frag (C R of k, C R of q) *= M: w_j e^{s_i - s_j} for j < i, gamma_i for j = i."""
+    for m, i in T.Parallel(COLUMNS, facts.C):
+        j = token_of(m, facts.R)
+        fall = T.exp2(gate_shared[half, 3, i] - gate_shared[half, 3, j])
+        before = gate_shared[half, 2, j] * fall
+        gamma = gate_shared[half, 1, j]
+        same = T.Select(i == j, gamma, T.float32(0))
+        weight = T.Select(i > j, before, same)
+        for r in T.unroll(facts.R):
+            score_frag[m, column_of(i, r, facts.R)] *= weight
+
+
+@T.macro
+def widen(facts, raw_local, slot, part, wide_local):
     """Eight 16-bit numbers to float32: for bfloat16 one shift or one mask each, not two."""
     if facts.dtype == "bfloat16":
-        words = T.view(raw_local, (4,), "uint32")
+        words = T.view(raw_local, (*raw_local.shape[:2], 4), "uint32")
         for i in tuple(range(4)):
-            wide_local[2 * i] = T.reinterpret(T.shift_left(words[i], T.uint32(16)), "float32")
-            wide_local[2 * i + 1] = T.reinterpret(words[i] & T.uint32(0xFFFF0000), "float32")
+            word = words[slot, part, i]
+            wide_local[2 * i] = T.reinterpret(T.shift_left(word, T.uint32(16)), "float32")
+            wide_local[2 * i + 1] = T.reinterpret(word & T.uint32(0xFFFF0000), "float32")
     else:
         for e in T.vectorized(8):
-            wide_local[e] = raw_local[e]
+            wide_local[e] = raw_local[slot, part, e]
 
 
 @T.macro
-def turn(facts, tile_shared, stage, column, i_8, bias_local, part, has_bias, cos_sin):
-    """16 bytes of a column of k or q: bias and rotation, in place."""
-    raw_local = T.alloc_local((8,), facts.dtype)
+def turn(facts, raw_local, slot, part, bias_local, has_bias, cos_sin):
+    """16 bytes of a column of k or q: bias and rotation, in registers."""
     wide_local = T.alloc_local((8,), "float32")
-    for e in T.vectorized(8):
-        raw_local[e] = tile_shared[stage, column, i_8 * 8 + e]
-    widen(facts, raw_local, wide_local)
+    widen(facts, raw_local, slot, part, wide_local)
     if has_bias:
         for e in EIGHT:
             wide_local[e] += bias_local[part, e]
     for i in tuple(range(8 * facts.S // facts.N)):
-        u = wide_local[2 * i] * cos_sin[2 * i] - wide_local[2 * i + 1] * cos_sin[2 * i + 1]
-        v = wide_local[2 * i] * cos_sin[2 * i + 1] + wide_local[2 * i + 1] * cos_sin[2 * i]
+        cos, sin = cos_sin[slot, 2 * i], cos_sin[slot, 2 * i + 1]
+        u = wide_local[2 * i] * cos - wide_local[2 * i + 1] * sin
+        v = wide_local[2 * i] * sin + wide_local[2 * i + 1] * cos
         wide_local[2 * i] = u
         wide_local[2 * i + 1] = v
     for e in T.vectorized(8):
-        raw_local[e] = wide_local[e]
-    for e in T.vectorized(8):
-        tile_shared[stage, column, i_8 * 8 + e] = raw_local[e]
+        raw_local[slot, part, e] = wide_local[e]
 
 
 def keeps_bias(facts, threads):
@@ -154,36 +153,67 @@ def keep_bias(facts, bias_shared, biased, bias_local, tid, threads):
 
 
 @T.macro
+def load_step(tiles, stage, column, angle_shared, token, i_8, raw_local, cos_sin, slot):
+    """What a thread turns in one step: 16 bytes of each tile, and their angles."""
+    width = cos_sin.shape[1]
+    for e in T.vectorized(width):
+        cos_sin[slot, e] = angle_shared[token, i_8 * width + e]
+    for part in tuple(range(len(tiles))):
+        for e in T.vectorized(8):
+            raw_local[slot, part, e] = tiles[part][stage, column, i_8 * 8 + e]
+
+
+@T.macro
 def turn_tiles(facts, tiles, stage, bias_shared, biased, bias_local, angle_shared, tid, threads):
-    """Bias and rotation of a chunk's tiles in shared memory: k, or k and q."""
+    """Bias and rotation of a chunk's tiles in shared memory: k, or k and q.
+
+    A step is loaded before the last one is stored: in place, no compiler would dare to.
+    """
     R, group, pairs = facts.R, facts.N // 8, 8 * facts.S // facts.N
     rows = threads // group  # of one step
-    cos_sin = T.alloc_local((2 * pairs,), "float32")
-    i_8 = tid % group
+    raw_local = T.alloc_local((2, len(tiles), 8), facts.dtype)
+    cos_sin = T.alloc_local((2, 2 * pairs), "float32")
+    i_row, i_8 = tid // group, tid % group
+    load_step(
+        tiles, stage, column_of(i_row // R, i_row % R, R), angle_shared, i_row // R, i_8, raw_local,
+        cos_sin, 0,
+    )  # fmt: skip
     for step in T.unroll(COLUMNS // rows):
-        row = step * rows + tid // group
+        row, ahead = step * rows + i_row, (step + 1) * rows + i_row
         column = column_of(row // R, row % R, R)
-        for e in T.vectorized(2 * pairs):
-            cos_sin[e] = angle_shared[row // R, i_8 * 2 * pairs + e]
+        if step + 1 < COLUMNS // rows:
+            load_step(
+                tiles, stage, column_of(ahead // R, ahead % R, R), angle_shared, ahead // R, i_8,
+                raw_local, cos_sin, (step + 1) % 2,
+            )  # fmt: skip
         for part in tuple(range(len(tiles))):
             if biased[part] and not keeps_bias(facts, threads):
                 for e in T.vectorized(8):
                     bias_local[part, e] = bias_shared[part, row % R, i_8 * 8 + e]
-            turn(
-                facts, tiles[part], stage, column, i_8, bias_local, part, biased[part], cos_sin
-            )  # fmt: skip
+            turn(facts, raw_local, step % 2, part, bias_local, biased[part], cos_sin)
+            for e in T.vectorized(8):
+                tiles[part][stage, column, i_8 * 8 + e] = raw_local[step % 2, part, e]
+
+
+@T.macro
+def fetch_times(
+    facts, rate, gates, rate_shared, gate_shared, known, slot, i_h, i_r, half
+):  # fmt: skip
+    """Ask for a chunk's gates and angle rates by TMA; known[0] completes when both have come."""
+    C, S = facts.C, facts.S
+    T.tma_copy(gates[slot, i_h, 0:4, 0:C], gate_shared[half, 0:4, 0:C], barrier=known[0])
+    T.tma_copy(rate[slot, i_r, 0:S, 0:C], rate_shared, barrier=known[0])
+    T.barrier_arrive(known[0])
 
 
 @T.macro
 def fetch(
-    facts, bc, rate, gates, x, z, k_shared, q_shared, rate_shared, gate_shared, x_shared, z_shared,
-    full, slot, start, i_h, i_g, i_r, stage, has_q, has_z,
+    facts, bc, x, z, k_shared, q_shared, x_shared, z_shared,
+    full, slot, start, i_h, i_g, stage, has_q, has_z,
 ):  # fmt: skip
-    """Ask for a chunk's slot and inputs by TMA; full[stage] completes when all have come."""
-    C, P, N, S = facts.C, facts.P, facts.N, facts.S
+    """Ask for a chunk's k, q, x and z by TMA; full[stage] completes when all have come."""
+    C, P, N = facts.C, facts.P, facts.N
     at = i_h * P
-    T.tma_copy(gates[slot, i_h, 0:4, 0:C], gate_shared[stage, 0:4, 0:C], barrier=full[stage])
-    T.tma_copy(rate[slot, i_r, 0:S, 0:C], rate_shared, barrier=full[stage])
     T.tma_copy(
         bc[0, slot, i_g, 0:COLUMNS, 0:N], k_shared[stage, 0:COLUMNS, 0:N], barrier=full[stage]
     )

@@ -31,6 +31,15 @@ def by_column(facts):
     )
 
 
+def by_half(facts):
+    """The layout of a (P / 2, C R) fragment: one number for the two rows of a thread."""
+    return Fragment(
+        (facts.rows // 2, COLUMNS),
+        forward_thread_fn=lambda q, m: q * 4 + m % 8 // 2,
+        forward_index_fn=lambda q, m: m // 8 * 2 + m % 2,
+    )
+
+
 def by_rank(facts):
     """The layout of a (P, R) fragment: every thread keeps all ranks of its two rows."""
     return Fragment(

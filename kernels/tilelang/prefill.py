@@ -2,7 +2,7 @@
 
 1. `activate`: activations of dt, a, lam and theta, RMSNorm of b and c: small, once per token.
 2. `segment_states`: only when sequences are cut for parallelism. One block per (head, piece):
-   what the piece adds to the state, in the frame of its first token's angles.
+   what the piece adds to the state, in the frame of its last token's angles.
 3. `scan`: one block per (head, segment): the state before the segment (from the initial state and
    the pieces before it), then chunk by chunk the output, with the state in registers.
 
@@ -12,7 +12,7 @@ Batch, length, heads and groups are run-time values: one compilation serves all.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -40,7 +40,7 @@ class Config:
     segment: int = 0  # one block of `scan`
     blocks: int = 2  # of `scan` that an SM should hold
     stages: int = 2  # chunks in shared memory at a time
-    registers: int = 200  # of a thread that multiplies, the others share the rest; 0: all alike
+    registers: int = 184  # of a thread that multiplies, the others share the rest; 0: all alike
     early: bool = False  # whether the gate is computed before the last product is waited for
 
 
@@ -66,7 +66,8 @@ def supports(problem: Problem, device: torch.device) -> str | None:
 def configs(problem: Problem, device: torch.device) -> Iterator[Config]:
     """Legal configurations, best guess first."""
     if problem.P <= 64 and problem.N <= 128:
-        blocks, stages, registers = 2, 2, 200  # 184 serialises the wgmma
+        # two stages of 32 tokens or more take 119 KB and more: one block an SM
+        blocks, stages, registers = 2, 1 if problem.N == 128 and problem.R <= 2 else 2, 184
     elif problem.N <= 128:  # 384 threads: one block an SM
         blocks, stages, registers = 1, 2, 208
     else:  # h takes 128 registers; two stages do not fit for R = 1
@@ -77,8 +78,28 @@ def configs(problem: Problem, device: torch.device) -> Iterator[Config]:
         yield Config(*cuts, blocks, 1, registers)
 
 
+def space(problem: Problem, device: torch.device) -> dict[str, Config]:
+    """What tuning tries: one departure from the default at a time.
+
+    fill: the cut is for so many blocks an SM, 0 for none. registers: more or less for a thread that
+    multiplies, so less or more for the others; the early gate needs more.
+    """
+    default, *others = configs(problem, device)
+    found = {f"stages={other.stages}": other for other in others}
+    for fill in (0, 1, 2, 3, 4):
+        piece, segment = _cuts(problem, device, fill)
+        if (piece, segment) != (default.piece, default.segment) and (segment or not fill):
+            found[f"fill={fill}"] = replace(default, piece=piece, segment=segment)
+    if default.registers:
+        more, less = default.registers + 8, default.registers - 8
+        found["registers=-8"] = replace(default, registers=less)
+        found["registers=+8 early=1"] = replace(default, registers=more, early=True)
+    found["early=1"] = replace(default, early=True)
+    return found
+
+
 def _cuts(problem: Problem, device: torch.device, blocks: int) -> tuple[int, int]:
-    """Tokens per piece and per segment that fill the GPU once."""
+    """Tokens per piece and per segment that fill the GPU once with so many blocks an SM."""
     chunk = facts_of(problem).C
     longest = max(problem.lengths) if problem.lengths else problem.L
     sms = H100_SMS
@@ -192,7 +213,9 @@ def resources(problem: Problem, config: Config) -> list[Resources]:
     ]
 
 
-@implements("prefill", "tilelang", supports=supports, configs=configs, resources=resources)
+@implements(
+    "prefill", "tilelang", supports=supports, configs=configs, resources=resources, space=space
+)
 def prefill(call: Call, config: Config) -> None:
     """Launch the kernels on the current stream."""
     for launch in launches(call, config):

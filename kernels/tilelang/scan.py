@@ -6,7 +6,8 @@ of a chunk, with X = x mimo_x (P, C R) from registers:
     scores = k q^T (C R, C R)      y = h q^T + X (mask scores)      h = e^{s_C} h + (w X) k
 
 so that only k, q and the masked scores go through shared memory. Another warp group brings the
-chunks and turns k and q, one chunk ahead.
+chunks, turns k and q and makes the scores, one chunk ahead: what is left to the first is a chain of
+three products that all need h or x.
 """
 
 import tilelang.language as T
@@ -14,19 +15,30 @@ from tilelang.layout import make_swizzled_layout
 
 from .chunk import (
     MOVERS,
-    SHARED_MASK,
     advance,
     fetch,
+    fetch_times,
     holds_turns,
     keep_bias,
     load_bias,
+    mask,
     pair_of,
     prepare,
     turn_tiles,
-    weight_of,
 )
 from .facts import COLUMNS, Facts
-from .fragments import ROWS, by_column, by_rank, by_token, inputs, project, scale, weigh, weights
+from .fragments import (
+    ROWS,
+    by_column,
+    by_half,
+    by_rank,
+    by_token,
+    inputs,
+    project,
+    scale,
+    weigh,
+    weights,
+)
 from .functions import LOG2_E, RADIANS, TURNS, radians_of, sequence, turns_of
 from .order import column_of, dim_of, token_of
 
@@ -64,7 +76,7 @@ def turns_before(phi_in, i_seq, i_h, i_s, has_state):
 
 @T.macro
 def carry(
-    facts, phi_in, seg_h, seg_turns, seg_decay, carry_shared, h_frag,
+    facts, phi_in, seg_h, seg_turns, seg_decay, scratch_shared, h_frag,
     i_seq, i_h, slot, pieces, has_state, tid,
 ):  # fmt: skip
     """The state before a segment: S = e^{s} S + dS Rot(phi)^T over the pieces before it."""
@@ -77,10 +89,10 @@ def carry(
         for j in T.serial(pieces):
             T.sync_threads(SCORES, facts.multipliers)
             if tid < S:
-                angle = T.cast(turns[0], "float32") * RADIANS
-                carry_shared[tid, 0] = T.cos(angle)
-                carry_shared[tid, 1] = T.sin(angle)
                 turns[0] += seg_turns[slot + j, i_h, tid]
+                angle = T.cast(turns[0], "float32") * RADIANS
+                scratch_shared[2 * tid] = T.cos(angle)
+                scratch_shared[2 * tid + 1] = T.sin(angle)
             T.sync_threads(SCORES, facts.multipliers)
             fall = T.exp2(seg_decay[slot + j, i_h])
             for p, n in T.Parallel(facts.rows, N):
@@ -88,8 +100,8 @@ def carry(
                     pair = n // 8 * pairs + T.min(n % 8 // 2, pairs - 1)
                     turned = n % 8 < 2 * pairs
                     sign = T.cast(n % 2 * 2 - 1, "float32")
-                    cos = T.if_then_else(turned, carry_shared[pair, 0], 1.0)
-                    sin = T.if_then_else(turned, carry_shared[pair, 1] * sign, 0.0)
+                    cos = T.if_then_else(turned, scratch_shared[2 * pair], 1.0)
+                    sin = T.if_then_else(turned, scratch_shared[2 * pair + 1] * sign, 0.0)
                     own = seg_h[slot + j, i_h, p, n]
                     other = seg_h[slot + j, i_h, p, n + 1 - n % 2 * 2]
                     h_frag[p, n] = h_frag[p, n] * fall + (own * cos + other * sin)
@@ -133,44 +145,68 @@ def finish(
                 phi_out[i_seq, i_h, tid] = phi_in[i_seq, i_h, tid]
 
 
-@T.macro
-def mask(facts, gate_shared, mask_shared, stage, score_frag):
-    """score_frag (C R of k, C R of q) *= M."""
-    for m, n in T.Parallel(COLUMNS, COLUMNS):
-        j, i = token_of(m, facts.R), token_of(n, facts.R)
-        if facts.R >= SHARED_MASK:
-            score_frag[m, n] *= mask_shared[stage, j, i]
-        else:
-            score_frag[m, n] *= weight_of(gate_shared, stage, j, i)
+def gate_units(facts):
+    """What `gate` wants mimo_z and mimo_o multiplied by."""
+    if "z" not in facts.optional:
+        return 1.0, 1.0
+    return (0.5, 1.0) if facts.dtype == "bfloat16" else (-LOG2_E, -1.0 / LOG2_E)
 
 
 @T.macro
 def gate(facts, z_shared, stage, gate_frag, down_frag, product_frag):
     """product_frag (P, C R) = mimo_o silu(z mimo_z), of those that there are.
 
-    gate_frag holds -log2(e) mimo_z and down_frag -mimo_o / log2(e):
-    mimo_o silu(u) = down v / (1 + 2^v), v = -log2(e) u.
+    For bfloat16, u = v / 2: mimo_o silu(v) = mimo_o (u + u tanh u), one instruction of the special
+    units for two; its tanh is good to 2^-11. Else u = -log2(e) v and
+    mimo_o silu(v) = -mimo_o / log2(e) u / (1 + 2^u). gate_frag and down_frag hold the factors.
     """
     for p, t in T.Parallel(facts.rows, facts.C):
         for r in T.unroll(facts.R):
             column = column_of(t, r, facts.R)
             if "z" in facts.optional:
-                v = T.cast(z_shared[stage, t, p % facts.P], "float32") * gate_frag[p, r]
-                product_frag[p, column] = down_frag[p, r] * (v / (1.0 + T.exp2(v)))
+                u = T.cast(z_shared[stage, t, p % facts.P], "float32") * gate_frag[p, r]
+                if facts.dtype == "bfloat16":
+                    w = down_frag[p, r] * u
+                    product_frag[p, column] = w + w * T.tanh(u)
+                else:
+                    product_frag[p, column] = down_frag[p, r] * (u / (1.0 + T.exp2(u)))
             else:
                 product_frag[p, column] = down_frag[p, r]
 
 
 @T.macro
-def put_y(facts, y, y_shared, i_h, start, left, rank, tid):
-    """Copy y_shared (C, P) to the tokens of a chunk that there are."""
+def normalise(facts, out_norm, scratch_shared, square_frag, y_frag, i_h):
+    """y_frag (P, C R) over its root mean square over P, times out_norm.
+
+    square_frag (P / 2, C R). scratch_shared (P / 16 C R): the sums of each warp's 16 rows.
+    """
+    T.clear(square_frag)
+    for p, n in T.Parallel(facts.rows, COLUMNS):
+        square_frag[p // 16 * 8 + p % 8, n] += y_frag[p, n] * y_frag[p, n]
+    for e in (4, 8, 16):
+        for q, n in T.Parallel(facts.rows // 2, COLUMNS):
+            square_frag[q, n] += T.shfl_xor(square_frag[q, n], e)
+    for q, n in T.Parallel(facts.rows // 2, COLUMNS):
+        if q % 8 == 0:
+            scratch_shared[q // 8 * COLUMNS + n] = square_frag[q, n]
+    T.sync_threads(SCORES, facts.multipliers)
+    for p, n in T.Parallel(facts.rows, COLUMNS):
+        total = scratch_shared[n]
+        for warp in tuple(range(1, facts.rows // 16)):
+            total = total + scratch_shared[warp * COLUMNS + n]
+        y_frag[p, n] *= T.rsqrt(total / facts.P + 1e-5) * out_norm[i_h, p % facts.P]
+
+
+@T.macro
+def put_y(facts, y, y_shared, copy, i_h, start, left, rank, tid):
+    """Copy y_shared[copy] (C, P) to the tokens of a chunk that there are."""
     vectors = facts.P // 8  # 16 bytes each
     for step in T.unroll(T.ceildiv(facts.C * vectors, facts.multipliers)):
         i = step * facts.multipliers + tid
         if i < T.min(left, facts.C) * vectors:
             for e in T.vectorized(8):
                 y[start + i // vectors, rank, i_h, i % vectors * 8 + e] = y_shared[
-                    i // vectors, i % vectors * 8 + e
+                    copy, i // vectors, i % vectors * 8 + e
                 ]
 
 
@@ -185,7 +221,8 @@ def scan_kernel(facts: Facts, blocks: int, stages: int, registers: int, early: b
     pool = 65536 // (blocks * threads) // 8 * 8 * threads  # registers that a block starts with
     rest = (pool - multipliers * registers) // MOVERS // 8 * 8  # for a mover
     ranks = 1 if facts.reduced else R  # of y
-    mask_shape = (stages, C, C + 4) if R >= SHARED_MASK else (1, 1, 1)  # a pad for the banks
+    sums = rows // 16 * COLUMNS if has_norm else 0  # of squares, of a warp's rows
+    copies = 2 if R >= 4 else 1  # of y in shared memory: two save a barrier, for 16 KB if R = 1
     tokens, offsets, slots = T.dynamic("tokens"), T.dynamic("offsets"), T.dynamic("slots")
     pieces, count = T.dynamic("pieces"), T.dynamic("count")
     x_stride, z_stride = T.dynamic("x_stride"), T.dynamic("z_stride")
@@ -232,22 +269,20 @@ def scan_kernel(facts: Facts, blocks: int, stages: int, registers: int, early: b
             T.annotate_min_blocks_per_sm(blocks)
             k_shared = T.alloc_shared((stages, COLUMNS, N), dtype)
             q_shared = T.alloc_shared((stages, COLUMNS, N), dtype)
-            score_shared = T.alloc_shared((COLUMNS, COLUMNS), dtype)
+            score_shared = T.alloc_shared((stages, COLUMNS, COLUMNS), dtype)
             x_shared = T.alloc_shared((stages, C, P), dtype)
             z_shared = T.alloc_shared((stages, C, P), dtype)
-            y_shared = T.alloc_shared((C, P), dtype)
+            y_shared = T.alloc_shared((copies, C, P), dtype)
             rate_shared = T.alloc_shared((S, C), "float32")
-            gate_shared = T.alloc_shared((stages, 4, C), "float32")
+            gate_shared = T.alloc_shared((2, 4, C), "float32")
             factor_shared = T.alloc_shared((stages, 2, C), "float32")
-            mask_shared = T.alloc_shared(mask_shape, "float32")
             mimo_shared = T.alloc_shared((3, rows, R), "float32")
             angle_shared = T.alloc_shared((C, 2 * S + 4), "float32")  # a pad for the banks
-            carry_shared = T.alloc_shared((S, 2), "float32")
+            scratch_shared = T.alloc_shared((max(2 * S, sums),), "float32")
             bias_shared = T.alloc_shared((2, R, N), "float32")
-            norm_shared = T.alloc_shared((COLUMNS,), "float32")
-            full = T.alloc_barrier([MOVERS] * stages)  # copied
-            ready = T.alloc_barrier([MOVERS] * stages)  # turned
-            free = T.alloc_barrier([multipliers] * stages)  # used
+            full = T.alloc_barrier([multipliers] * stages)  # k, q, x and z are there
+            known = T.alloc_barrier([MOVERS])  # gates and rates are
+            ready = T.alloc_barrier([MOVERS] * stages)  # turned, and the scores
             T.annotate_layout({
                 x_shared: make_swizzled_layout(x_shared),
                 z_shared: make_swizzled_layout(z_shared),
@@ -268,15 +303,13 @@ def scan_kernel(facts: Facts, blocks: int, stages: int, registers: int, early: b
                     mover = tid - multipliers
                     turns = T.alloc_local((1,), "int32")
                     bias_local = T.alloc_local((2, 8), "float32")
-                    i_g = T.alloc_local((1,), "int32")
                     i_r = T.alloc_local((1,), "int32")
-                    i_g[0] = T.truncdiv(i_h, T.truncdiv(H, G))
+                    score_frag = T.alloc_fragment((COLUMNS, COLUMNS), "float32")
                     i_r[0] = T.truncmod(i_h, RATES)
                     if chunks > 0:
-                        fetch(
-                            facts, bc, rate, gates, x, z, k_shared, q_shared, rate_shared,
-                            gate_shared, x_shared, z_shared, full, slot, start,
-                            i_h, i_g[0], i_r[0], 0, True, has_z,
+                        fetch_times(
+                            facts, rate, gates, rate_shared, gate_shared, known, slot, i_h, i_r[0],
+                            0,
                         )  # fmt: skip
                     if biased[0]:
                         load_bias(facts, b_bias, bias_shared, 0, i_h, mover, MOVERS)
@@ -288,34 +321,48 @@ def scan_kernel(facts: Facts, blocks: int, stages: int, registers: int, early: b
                         for j in T.serial(T.truncdiv(i_seg * segment, piece)):
                             turns[0] += seg_turns[T.truncdiv(first, piece) + i_seq + j, i_h, i_s]
                     T.sync_threads(ANGLES, MOVERS)
-                    keep_bias(facts, bias_shared, biased, bias_local, mover, MOVERS)
-                    for i in T.serial(chunks):
-                        stage = i % stages
-                        T.mbarrier_wait_parity(full[stage], i // stages % 2)
+                    if chunks > 0:
+                        T.mbarrier_wait_parity(known[0], 0)
                         advance(
-                            facts, gate_shared, stage, rate_shared, turns, angle_shared, mover,
-                            MOVERS,
-                        )  # fmt: skip
-                        prepare(facts, gate_shared, stage, factor_shared, mask_shared, mover)
+                            facts, gate_shared, 0, rate_shared, turns, angle_shared, mover, MOVERS
+                        )
                         T.sync_threads(ANGLES, MOVERS)
+                    if chunks > 1:
+                        fetch_times(
+                            facts, rate, gates, rate_shared, gate_shared, known, slot + 1, i_h,
+                            i_r[0], 1,
+                        )  # fmt: skip
+                    for i in T.serial(chunks):
+                        stage, ahead = i % stages, i + 1
+                        T.mbarrier_wait_parity(full[stage], i // stages % 2)
+                        prepare(facts, gate_shared, i % 2, factor_shared, stage, mover)
+                        keep_bias(facts, bias_shared, biased, bias_local, mover, MOVERS)
                         turn_tiles(
                             facts, (k_shared, q_shared), stage, bias_shared, biased, bias_local,
                             angle_shared, mover, MOVERS,
                         )  # fmt: skip
                         T.fence_proxy_async()
+                        T.sync_threads(ANGLES, MOVERS)
+                        T.wgmma_gemm(
+                            k_shared[stage, 0:COLUMNS, 0:N], q_shared[stage, 0:COLUMNS, 0:N],
+                            score_frag, transpose_B=True, clear_accum=True, policy=ROWS,
+                        )  # fmt: skip
+                        if ahead < chunks:  # under the product
+                            T.mbarrier_wait_parity(known[0], ahead % 2)
+                            advance(
+                                facts, gate_shared, ahead % 2, rate_shared, turns, angle_shared,
+                                mover, MOVERS,
+                            )  # fmt: skip
+                        T.wait_wgmma(0)
+                        mask(facts, gate_shared, i % 2, score_frag)
+                        T.copy(score_frag, score_shared[stage, 0:COLUMNS, 0:COLUMNS])
+                        T.fence_proxy_async()
                         T.barrier_arrive(ready[stage])
                         T.sync_threads(ANGLES, MOVERS)
-                        ahead = i + 1
-                        if ahead < chunks:
-                            if ahead >= stages:
-                                T.mbarrier_wait_parity(
-                                    free[ahead % stages], (ahead // stages + 1) % 2
-                                )
-                            fetch(
-                                facts, bc, rate, gates, x, z, k_shared, q_shared, rate_shared,
-                                gate_shared, x_shared, z_shared, full, slot + ahead,
-                                start + ahead * C, i_h, i_g[0], i_r[0], ahead % stages, True,
-                                has_z,
+                        if ahead + 1 < chunks:
+                            fetch_times(
+                                facts, rate, gates, rate_shared, gate_shared, known,
+                                slot + ahead + 1, i_h, i_r[0], i % 2,
                             )  # fmt: skip
                     if end >= stop:
                         finish(
@@ -326,10 +373,17 @@ def scan_kernel(facts: Facts, blocks: int, stages: int, registers: int, early: b
                 with T.ws(*range(multipliers // 128)):
                     if registers > 0:
                         T.inc_max_nreg(registers)
+                    i_g = T.alloc_local((1,), "int32")
+                    i_g[0] = T.truncdiv(i_h, T.truncdiv(H, G))
+                    for i in T.unroll(stages):
+                        if i < chunks:
+                            fetch(
+                                facts, bc, x, z, k_shared, q_shared, x_shared, z_shared, full,
+                                slot + i, start + i * C, i_h, i_g[0], i, True, has_z,
+                            )  # fmt: skip
                     h_frag = T.alloc_fragment((rows, N), "float32")
                     h_operand = T.alloc_fragment((rows, wide), dtype)
                     y_frag = T.alloc_fragment((rows, COLUMNS), "float32")
-                    score_frag = T.alloc_fragment((COLUMNS, COLUMNS), "float32")
                     x_frag = T.alloc_fragment((rows, COLUMNS), dtype)
                     w_frag = T.alloc_fragment((rows, COLUMNS), dtype)
                     in_frag = T.alloc_fragment((rows, C), "float32")
@@ -337,9 +391,8 @@ def scan_kernel(facts: Facts, blocks: int, stages: int, registers: int, early: b
                     up_frag = T.alloc_fragment((rows, R), "float32")
                     gate_frag = T.alloc_fragment((rows, R), "float32")
                     down_frag = T.alloc_fragment((rows, R), "float32")
-                    square_frag = T.alloc_fragment((rows, COLUMNS), "float32")
-                    norm_frag = T.alloc_fragment((COLUMNS,), "float32")
                     product_frag = T.alloc_fragment((rows, COLUMNS), "float32")
+                    square_frag = T.alloc_fragment((rows // 2, COLUMNS), "float32")
                     T.annotate_layout({
                         in_frag: by_token(facts),
                         out_frag: by_token(facts),
@@ -347,6 +400,7 @@ def scan_kernel(facts: Facts, blocks: int, stages: int, registers: int, early: b
                         gate_frag: by_rank(facts),
                         down_frag: by_rank(facts),
                         product_frag: by_column(facts),
+                        square_frag: by_half(facts),
                     })  # fmt: skip
                     skip = T.alloc_var("float32", init=0.0)
                     if has_d:
@@ -356,29 +410,29 @@ def scan_kernel(facts: Facts, blocks: int, stages: int, registers: int, early: b
                         first // C + i_seq, first >= stop, has_state,
                     )  # fmt: skip
                     carry(
-                        facts, phi_in, seg_h, seg_turns, seg_decay, carry_shared, h_frag,
+                        facts, phi_in, seg_h, seg_turns, seg_decay, scratch_shared, h_frag,
                         i_seq, i_h, T.truncdiv(first, piece) + i_seq,
                         T.truncdiv(i_seg * segment, piece), has_state, tid,
                     )  # fmt: skip
-                    unit = -1.0 / LOG2_E if has_z else 1.0
+                    gate_unit, down_unit = gate_units(facts)
                     project(facts, "mimo_x", mimo_x, i_h, 1.0, 0, mimo_shared, tid, multipliers)
-                    project(facts, "mimo_z", mimo_z, i_h, -LOG2_E, 1, mimo_shared, tid, multipliers)
-                    project(facts, "mimo_o", mimo_o, i_h, unit, 2, mimo_shared, tid, multipliers)
+                    project(
+                        facts, "mimo_z", mimo_z, i_h, gate_unit, 1, mimo_shared, tid, multipliers
+                    )
+                    project(
+                        facts, "mimo_o", mimo_o, i_h, down_unit, 2, mimo_shared, tid, multipliers
+                    )
                     T.sync_threads(SCORES, multipliers)
+                    T.fence_proxy_async()  # TileLang would, in the loop
                     for i in T.serial(chunks):
                         stage = i % stages
                         T.mbarrier_wait_parity(ready[stage], i // stages % 2)
-                        # q_i . k_j, and q_i S
+                        # y_i = q_i S
                         for p, n in T.Parallel(rows, wide):
                             h_operand[p, n] = h_frag[p, n]
                         if wide == N:  # here, where no product runs: ptxas would wait for them
                             for p, n in T.Parallel(rows, N):
                                 h_frag[p, n] *= factor_shared[stage, 0, C - 1]
-                        T.wgmma_gemm(
-                            k_shared[stage, 0:COLUMNS, 0:N], q_shared[stage, 0:COLUMNS, 0:N],
-                            score_frag, transpose_B=True, clear_accum=True,
-                            policy=T.GemmWarpPolicy.Square,
-                        )  # fmt: skip
                         for part in tuple(range(N // wide)):
                             if part > 0:
                                 T.wait_wgmma(0)
@@ -392,28 +446,24 @@ def scan_kernel(facts: Facts, blocks: int, stages: int, registers: int, early: b
                                 q_shared[stage, 0:COLUMNS, part * wide : (part + 1) * wide],
                                 y_frag, transpose_B=True, clear_accum=part == 0, policy=ROWS,
                             )  # fmt: skip
-                        inputs(facts, x_shared, stage, left - i * C, in_frag)
-                        T.wait_wgmma(1)
-                        mask(facts, gate_shared, mask_shared, stage, score_frag)
-                        T.copy(score_frag, score_shared)
-                        T.fence_proxy_async()
-                        # S = e^{s_C} S + sum_j e^{s_C - s_j} w_j x_j k_j^T
-                        weights(facts, mimo_shared, 0, up_frag)
-                        weigh(facts, in_frag, factor_shared, stage, up_frag, w_frag)
-                        T.wgmma_gemm(w_frag, k_shared[stage, 0:COLUMNS, 0:N], h_frag, policy=ROWS)
                         # y_i = e^{s_i} q_i S + sum_j M_ij (q_i . k_j) x_j
-                        T.wait_wgmma(1)
+                        inputs(facts, x_shared, stage, left - i * C, in_frag)
+                        weights(facts, mimo_shared, 0, up_frag)
+                        scale(facts, in_frag, up_frag, x_frag)
+                        T.wait_wgmma(0)
                         for p, n in T.Parallel(rows, COLUMNS):
                             y_frag[p, n] *= factor_shared[stage, 0, token_of(n, R)]
-                        scale(facts, in_frag, up_frag, x_frag)
-                        T.sync_threads(SCORES, multipliers)
-                        T.wgmma_gemm(x_frag, score_shared, y_frag, policy=ROWS)
+                        T.wgmma_gemm(
+                            x_frag, score_shared[stage, 0:COLUMNS, 0:COLUMNS], y_frag, policy=ROWS
+                        )
+                        # S = e^{s_C} S + sum_j e^{s_C - s_j} w_j x_j k_j^T
+                        weigh(facts, in_frag, factor_shared, stage, up_frag, w_frag)
+                        T.wgmma_gemm(w_frag, k_shared[stage, 0:COLUMNS, 0:N], h_frag, policy=ROWS)
                         if not early or has_state >= 0:  # always; a block of its own stays there
                             weights(facts, mimo_shared, 1, gate_frag)
                             weights(facts, mimo_shared, 2, down_frag)
                             gate(facts, z_shared, stage, gate_frag, down_frag, product_frag)
-                        T.wait_wgmma(0)
-                        T.barrier_arrive(free[stage])
+                        T.wait_wgmma(1)  # the rest needs y alone
                         if has_d:
                             weights(facts, mimo_shared, 0, up_frag)
                             for p, t in T.Parallel(rows, C):
@@ -422,27 +472,35 @@ def scan_kernel(facts: Facts, blocks: int, stages: int, registers: int, early: b
                                         skip * in_frag[p, t] * up_frag[p, r]
                                     )
                         if has_norm:
-                            for p, n in T.Parallel(rows, COLUMNS):
-                                square_frag[p, n] = y_frag[p, n] * y_frag[p, n]
-                            T.reduce_sum(square_frag, norm_frag, dim=0)
-                            T.copy(norm_frag, norm_shared)
-                            T.sync_threads(SCORES, multipliers)
-                            for p, n in T.Parallel(rows, COLUMNS):
-                                weight = out_norm[i_h, p % P]
-                                y_frag[p, n] *= T.rsqrt(norm_shared[n] / P + 1e-5) * weight
+                            normalise(facts, out_norm, scratch_shared, square_frag, y_frag, i_h)
                         for rank in tuple(range(ranks)):
                             for p, t in T.Parallel(rows, C):
                                 out_frag[p, t] = 0.0
                                 for r in T.unroll(R // ranks):
                                     column = column_of(t, rank + r, R)
                                     out_frag[p, t] += y_frag[p, column] * product_frag[p, column]
-                            if rank > 0:
+                            copy = (i * ranks + rank) % copies
+                            if copies == 1:
                                 T.sync_threads(OUTPUT, multipliers)
                             for p, t in T.Parallel(rows, C):
                                 if p < P:
-                                    y_shared[t, p] = out_frag[p, t]
+                                    y_shared[copy, t, p] = out_frag[p, t]
+                            if rank == 0:
+                                T.wait_wgmma(0)
                             T.sync_threads(OUTPUT, multipliers)
-                            put_y(facts, y, y_shared, i_h, start + i * C, left - i * C, rank, tid)
+                            # TileLang fences what is stored to shared memory before the next
+                            # product; here it has arrived, and no store to y is waited for
+                            T.fence_proxy_async()
+                            if rank == 0 and i + stages < chunks:  # all are done with the stage
+                                fetch(
+                                    facts, bc, x, z, k_shared, q_shared, x_shared, z_shared, full,
+                                    slot + i + stages, start + (i + stages) * C, i_h, i_g[0],
+                                    stage, True, has_z,
+                                )  # fmt: skip
+                            put_y(
+                                facts, y, y_shared, copy, i_h, start + i * C, left - i * C, rank,
+                                tid,
+                            )  # fmt: skip
                     if end >= stop:
                         for p, n in T.Parallel(rows, N):
                             if p < P:

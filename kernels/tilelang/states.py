@@ -3,17 +3,38 @@
 import tilelang.language as T
 from tilelang.layout import make_swizzled_layout
 
-from .chunk import advance, fetch, holds_turns, keep_bias, load_bias, pair_of, turn_tiles
+from .chunk import (
+    advance,
+    fetch,
+    fetch_times,
+    holds_turns,
+    keep_bias,
+    load_bias,
+    pair_of,
+    turn_tiles,
+)
 from .facts import COLUMNS, Facts
 from .fragments import ROWS, by_rank, by_token, inputs, project, weigh, weights
 from .functions import sequence
+
+
+@T.macro
+def follow(facts, gate_shared, half, factor_shared, decay, tid):
+    """factor_shared[0, 1] (C): w_j e^{s_P - s_j}. decay (1): from the chunk's end to the piece's,
+    then from its start."""
+    end = gate_shared[half, 3, facts.C - 1] + decay[0]
+    if tid < facts.C:
+        fall = T.exp2(end - gate_shared[half, 3, tid])
+        factor_shared[0, 1, tid] = gate_shared[half, 2, tid] * fall
+    decay[0] = end
 
 
 def states_kernel(facts: Facts, blocks: int, stages: int):
     """One block per (head, piece before a sequence's last segment): dS, its angle, its decay.
 
     seg_h (pieces, H, P, N), dims by position; seg_turns (pieces, H, S); seg_decay (pieces, H),
-    log2. Keys are rotated by the angles accumulated since the piece's start.
+    log2. From the last chunk to the first: then the decay of all that follows is a factor of x, and
+    dS is only added to. So keys are rotated by their angle from the piece's end.
     """
     R, P, N, S, C, dtype = facts.R, facts.P, facts.N, facts.S, facts.C, facts.dtype
     has_bias, threads = "b_bias" in facts.optional, facts.multipliers
@@ -45,13 +66,14 @@ def states_kernel(facts: Facts, blocks: int, stages: int):
             k_shared = T.alloc_shared((stages, COLUMNS, N), dtype)
             x_shared = T.alloc_shared((stages, C, P), dtype)
             rate_shared = T.alloc_shared((S, C), "float32")
-            gate_shared = T.alloc_shared((stages, 4, C), "float32")
-            factor_shared = T.alloc_shared((stages, 2, C), "float32")
+            gate_shared = T.alloc_shared((2, 4, C), "float32")
+            factor_shared = T.alloc_shared((1, 2, C), "float32")  # the second of two
             mimo_shared = T.alloc_shared((1, facts.rows, R), "float32")
             angle_shared = T.alloc_shared((C, 2 * S + 4), "float32")  # a pad for the banks
             bias_shared = T.alloc_shared((1, R, N), "float32")
             bias_local = T.alloc_local((1, 8), "float32")
-            full = T.alloc_barrier([threads] * stages)
+            full = T.alloc_barrier([threads] * stages)  # k and x are there
+            known = T.alloc_barrier([threads])  # gates and rates are
             h_frag = T.alloc_fragment((facts.rows, N), "float32")
             w_frag = T.alloc_fragment((facts.rows, COLUMNS), dtype)
             in_frag = T.alloc_fragment((facts.rows, C), "float32")
@@ -78,52 +100,58 @@ def states_kernel(facts: Facts, blocks: int, stages: int):
                 T.clear(h_frag)
                 turns[0] = 0
                 decay[0] = 0.0
-                slot = first // C + i_seq + i_piece * piece // C
-                fetch(
-                    facts, bc, rate, gates, x, x, k_shared, k_shared, rate_shared, gate_shared,
-                    x_shared, x_shared, full, slot, start, i_h, i_g[0], i_r[0], 0, False, False,
-                )  # fmt: skip
+                chunks = piece // C
+                last = first // C + i_seq + i_piece * chunks + chunks - 1  # slot
+                token = start + piece - C
+                fetch_times(
+                    facts, rate, gates, rate_shared, gate_shared, known, last, i_h, i_r[0], 0
+                )
+                for i in T.unroll(stages - 1):
+                    if i < chunks:
+                        fetch(
+                            facts, bc, x, x, k_shared, k_shared, x_shared, x_shared, full,
+                            last - i, token - i * C, i_h, i_g[0], i, False, False,
+                        )  # fmt: skip
                 T.sync_threads()
                 weights(facts, mimo_shared, 0, up_frag)
                 keep_bias(facts, bias_shared, (has_bias,), bias_local, tid, threads)
-                for i in T.serial(piece // C):
+                T.mbarrier_wait_parity(known[0], 0)
+                advance(facts, gate_shared, 0, rate_shared, turns, angle_shared, tid, threads, True)
+                follow(facts, gate_shared, 0, factor_shared, decay, tid)
+                T.sync_threads()
+                for i in T.serial(chunks):
                     stage, ahead = i % stages, i + stages - 1
-                    T.mbarrier_wait_parity(full[stage], i // stages % 2)
-                    advance(
-                        facts, gate_shared, stage, rate_shared, turns, angle_shared, tid, threads
-                    )  # fmt: skip
-                    if tid < C:
-                        fall = gate_shared[stage, 3, C - 1] - gate_shared[stage, 3, tid]
-                        weight = gate_shared[stage, 2, tid] * T.exp2(fall)
-                        factor_shared[stage, 1, tid] = weight
-                    T.sync_threads()
-                    if stages > 1 and ahead < piece // C:
+                    if ahead < chunks:
                         fetch(
-                            facts, bc, rate, gates, x, x, k_shared, k_shared, rate_shared,
-                            gate_shared, x_shared, x_shared, full, slot + ahead,
-                            start + ahead * C, i_h, i_g[0], i_r[0], ahead % stages, False, False,
+                            facts, bc, x, x, k_shared, k_shared, x_shared, x_shared, full,
+                            last - ahead, token - ahead * C, i_h, i_g[0], ahead % stages, False,
+                            False,
                         )  # fmt: skip
+                    if i + 1 < chunks:
+                        fetch_times(
+                            facts, rate, gates, rate_shared, gate_shared, known, last - i - 1, i_h,
+                            i_r[0], (i + 1) % 2,
+                        )  # fmt: skip
+                    # dS += sum_j e^{s_P - s_j} w_j x_j k_j^T, s_P the decay up to the piece's end
+                    T.mbarrier_wait_parity(full[stage], i // stages % 2)
+                    inputs(facts, x_shared, stage, C, in_frag)
+                    weigh(facts, in_frag, factor_shared, 0, up_frag, w_frag)
                     turn_tiles(
                         facts, (k_shared,), stage, bias_shared, (has_bias,), bias_local,
                         angle_shared, tid, threads,
                     )  # fmt: skip
                     T.fence_proxy_async()
                     T.sync_threads()
-                    inputs(facts, x_shared, stage, piece, in_frag)
-                    weigh(facts, in_frag, factor_shared, stage, up_frag, w_frag)
-                    # h = e^{s_C} h + sum_j e^{s_C - s_j} w_j x_j k_j^T
-                    for p, n in T.Parallel(facts.rows, N):
-                        h_frag[p, n] *= T.exp2(gate_shared[stage, 3, C - 1])
                     T.wgmma_gemm(w_frag, k_shared[stage, 0:COLUMNS, 0:N], h_frag, policy=ROWS)
-                    decay[0] += gate_shared[stage, 3, C - 1]
-                    T.wait_wgmma(0)
-                    if stages == 1 and i + 1 < piece // C:
-                        T.sync_threads()
-                        fetch(
-                            facts, bc, rate, gates, x, x, k_shared, k_shared, rate_shared,
-                            gate_shared, x_shared, x_shared, full, slot + i + 1,
-                            start + (i + 1) * C, i_h, i_g[0], i_r[0], 0, False, False,
+                    if i + 1 < chunks:  # under the product
+                        T.mbarrier_wait_parity(known[0], (i + 1) % 2)
+                        advance(
+                            facts, gate_shared, (i + 1) % 2, rate_shared, turns, angle_shared, tid,
+                            threads, True,
                         )  # fmt: skip
+                        follow(facts, gate_shared, (i + 1) % 2, factor_shared, decay, tid)
+                    T.wait_wgmma(0)
+                    T.sync_threads()
                 slot_out = T.truncdiv(first, piece) + i_seq + i_piece
                 for p, n in T.Parallel(facts.rows, N):
                     if p < P:
@@ -131,7 +159,7 @@ def states_kernel(facts: Facts, blocks: int, stages: int):
                 if holds_turns(facts, tid, threads):
                     i_s, i_spread = pair_of(facts, tid, threads)
                     if i_spread == 0:
-                        seg_turns[slot_out, i_h, i_s] = turns[0]
+                        seg_turns[slot_out, i_h, i_s] = -turns[0]
                 if tid == 0:
                     seg_decay[slot_out, i_h] = decay[0]
 
