@@ -87,6 +87,7 @@ def drawings(contests: Sequence[Contest]) -> list[Drawing]:
                 "phase": "decode" if line.op.endswith("decode") else "prefill",
                 "who": line.name,
                 "us": line.us,
+                "rank": rank_of(contest),
                 "op": line.op,
                 "backend": line.backend,
                 **{name: contest.point[name] for name in ("B", "L", "N", "dtype", "state_dtype")},
@@ -99,12 +100,20 @@ def drawings(contests: Sequence[Contest]) -> list[Drawing]:
     found: list[Drawing] = []
     if lines.empty:
         return found
-    for (device, phase, dtype), group in lines.groupby(["device", "phase", "dtype"]):
+    keys = ["device", "phase", "dtype", "rank"]
+    for (device, phase, dtype, rank), group in lines.groupby(keys):
         varied = [axis for axis in WORDS if group[axis].nunique() > 1]
         for axis in varied or ["L" if phase == "prefill" else "N"]:
             name = f"{phase}-{len(found) + 1}"
-            found.append(_draw(name, f"{phase}, {dtype}, on {device}", axis, group))
+            what = ", ".join(str(part) for part in (phase, rank, dtype, f"on {device}") if part)
+            found.append(_draw(name, what, axis, group))
     return found
+
+
+def rank_of(contest: Contest) -> str:
+    """The rank that all contenders have; empty if it differs: then their names tell."""
+    ranks = {line.problem.get("R") for line in contest.lines}
+    return f"R = {ranks.pop()}" if len(ranks) == 1 else ""
 
 
 def _draw(name: str, what: str, axis: str, rows: pd.DataFrame) -> Drawing:

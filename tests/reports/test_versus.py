@@ -176,3 +176,20 @@ def test_report_shows_families_side_by_side(row, record, tmp_path):
     markdown = (tmp_path / "table.md").read_text(encoding="utf-8")
     assert "mamba2.decode, mamba_ssm ★" in markdown
     assert (tmp_path / "versus.csv").is_file()
+
+
+def test_ranks_that_met_apart_are_figures_of_their_own(row):
+    """As many colours as contenders of one rank; ranks that met at one point share a figure."""
+
+    def shown(match):
+        found = contests(
+            row("decode", who, drifting(n, 1.0), rival=n > 0, match=match(rank, size),
+                rank=(rank,), state=(size,))
+            for rank in (1, 4) for size in (32, 64) for n, who in enumerate(("cute", "mamba_ssm"))
+        )  # fmt: skip
+        return [drawing.title for drawing in contest.drawings(found)]
+
+    apart = shown(lambda rank, size: f"R{rank} N{size}")
+    assert [f"R = {rank}" in title for title, rank in zip(apart, (1, 4), strict=True)] == [True] * 2
+    (together,) = shown(lambda rank, size: f"N{size}")
+    assert "R = " not in together
