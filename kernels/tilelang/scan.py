@@ -210,7 +210,7 @@ def put_y(facts, y, y_shared, copy, i_h, start, left, rank, tid):
                 ]
 
 
-def scan_kernel(facts: Facts, blocks: int, stages: int, registers: int, early: bool):
+def scan_kernel(facts: Facts, blocks: int, stages: int, registers: int):
     """One block per (head, segment): the output of its tokens, and a sequence's final state."""
     R, P, N, S, C, dtype = facts.R, facts.P, facts.N, facts.S, facts.C, facts.dtype
     optional, rows, wide = facts.optional, facts.rows, min(N, WIDE)
@@ -335,7 +335,6 @@ def scan_kernel(facts: Facts, blocks: int, stages: int, registers: int, early: b
                     for i in T.serial(chunks):
                         stage, ahead = i % stages, i + 1
                         T.mbarrier_wait_parity(full[stage], i // stages % 2)
-                        prepare(facts, gate_shared, i % 2, factor_shared, stage, mover)
                         keep_bias(facts, bias_shared, biased, bias_local, mover, MOVERS)
                         turn_tiles(
                             facts, (k_shared, q_shared), stage, bias_shared, biased, bias_local,
@@ -347,7 +346,9 @@ def scan_kernel(facts: Facts, blocks: int, stages: int, registers: int, early: b
                             k_shared[stage, 0:COLUMNS, 0:N], q_shared[stage, 0:COLUMNS, 0:N],
                             score_frag, transpose_B=True, clear_accum=True, policy=ROWS,
                         )  # fmt: skip
-                        if ahead < chunks:  # under the product
+                        # under the product
+                        prepare(facts, gate_shared, i % 2, factor_shared, stage, mover)
+                        if ahead < chunks:
                             T.mbarrier_wait_parity(known[0], ahead % 2)
                             advance(
                                 facts, gate_shared, ahead % 2, rate_shared, turns, angle_shared,
@@ -459,10 +460,9 @@ def scan_kernel(facts: Facts, blocks: int, stages: int, registers: int, early: b
                         # S = e^{s_C} S + sum_j e^{s_C - s_j} w_j x_j k_j^T
                         weigh(facts, in_frag, factor_shared, stage, up_frag, w_frag)
                         T.wgmma_gemm(w_frag, k_shared[stage, 0:COLUMNS, 0:N], h_frag, policy=ROWS)
-                        if not early or has_state >= 0:  # always; a block of its own stays there
-                            weights(facts, mimo_shared, 1, gate_frag)
-                            weights(facts, mimo_shared, 2, down_frag)
-                            gate(facts, z_shared, stage, gate_frag, down_frag, product_frag)
+                        weights(facts, mimo_shared, 1, gate_frag)
+                        weights(facts, mimo_shared, 2, down_frag)
+                        gate(facts, z_shared, stage, gate_frag, down_frag, product_frag)
                         T.wait_wgmma(1)  # the rest needs y alone
                         if has_d:
                             weights(facts, mimo_shared, 0, up_frag)
