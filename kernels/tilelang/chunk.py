@@ -10,7 +10,14 @@ from .functions import RADIANS, turns_of
 from .order import column_of, dim_of, token_of
 
 EIGHT = tuple(range(8))
-MOVERS = 128  # threads of `scan` that bring and turn k and q
+MOVERS = 128  # threads of a block that bring and turn k and q
+
+
+def rest_of(multipliers, blocks, registers):
+    """Registers of a mover where a thread that multiplies has so many."""
+    threads = multipliers + MOVERS
+    pool = 65536 // (blocks * threads) // 8 * 8 * threads  # of a block when it starts
+    return (pool - multipliers * registers) // MOVERS // 8 * 8
 
 
 def spread_of(facts, threads):
@@ -46,9 +53,9 @@ def load_bias(facts, source, target, part, i_h, tid, threads):
 
 @T.macro
 def advance(
-    facts, gate_shared, half, rate_shared, turns, angle_shared, tid, threads, backward=False
+    facts, gate_shared, half, rate_shared, turns, angle_shared, copy, tid, threads, backward=False
 ):  # fmt: skip
-    """Angles of a chunk's tokens: angle_shared (C, 2 S + 4) gets pairs of cosine and sine.
+    """Angles of a chunk's tokens: angle_shared[copy] (C, 2 S + 4) gets pairs of cosine and sine.
 
     gate_shared (2, 4, C), rate_shared (S, C). turns (1), a register: the angle before the
     chunk, then after it; backward, the angle after the chunk, then before it.
@@ -76,8 +83,8 @@ def advance(
             turns[0] += other[0]
         for j in T.unroll(length):
             angle = T.cast(before[0] + run[j], "float32") * RADIANS
-            angle_shared[i_t + j, 2 * i_s] = T.cos(angle)
-            angle_shared[i_t + j, 2 * i_s + 1] = T.sin(angle)
+            angle_shared[copy, i_t + j, 2 * i_s] = T.cos(angle)
+            angle_shared[copy, i_t + j, 2 * i_s + 1] = T.sin(angle)
 
 
 @T.macro
@@ -85,10 +92,11 @@ def prepare(facts, gate_shared, half, factor_shared, stage, tid):
     """factor_shared (stages, 2, C): e^{s_i}, and w_j e^{s_C - s_j}."""
     C = facts.C
     if tid < C:
-        s = gate_shared[half, 3, tid]
-        fall = T.exp2(gate_shared[half, 3, C - 1] - s)
+        s = T.alloc_var("float32", init=gate_shared[half, 3, tid])
+        late = T.alloc_var("float32", init=gate_shared[half, 3, C - 1] - s)
+        late = gate_shared[half, 2, tid] * T.exp2(late)
         factor_shared[stage, 0, tid] = T.exp2(s)
-        factor_shared[stage, 1, tid] = gate_shared[half, 2, tid] * fall
+        factor_shared[stage, 1, tid] = late
 
 
 @T.macro
@@ -106,35 +114,35 @@ def mask(facts, gate_shared, half, score_frag):
 
 
 @T.macro
-def widen(facts, raw_local, slot, part, wide_local):
+def widen(facts, raw_local, slot, wide_local):
     """Eight 16-bit numbers to float32: for bfloat16 one shift or one mask each, not two."""
     if facts.dtype == "bfloat16":
-        words = T.view(raw_local, (*raw_local.shape[:2], 4), "uint32")
+        words = T.view(raw_local, (raw_local.shape[0], 4), "uint32")
         for i in tuple(range(4)):
-            word = words[slot, part, i]
+            word = words[slot, i]
             wide_local[2 * i] = T.reinterpret(T.shift_left(word, T.uint32(16)), "float32")
             wide_local[2 * i + 1] = T.reinterpret(word & T.uint32(0xFFFF0000), "float32")
     else:
         for e in T.vectorized(8):
-            wide_local[e] = raw_local[slot, part, e]
+            wide_local[e] = raw_local[slot, e]
 
 
 @T.macro
-def turn(facts, raw_local, slot, part, bias_local, has_bias, cos_sin):
+def turn(facts, raw_local, slot, part, bias_local, has_bias, cos_sin, angle):
     """16 bytes of a column of k or q: bias and rotation, in registers."""
     wide_local = T.alloc_local((8,), "float32")
-    widen(facts, raw_local, slot, part, wide_local)
+    widen(facts, raw_local, slot, wide_local)
     if has_bias:
         for e in EIGHT:
             wide_local[e] += bias_local[part, e]
     for i in tuple(range(8 * facts.S // facts.N)):
-        cos, sin = cos_sin[slot, 2 * i], cos_sin[slot, 2 * i + 1]
+        cos, sin = cos_sin[angle, 2 * i], cos_sin[angle, 2 * i + 1]
         u = wide_local[2 * i] * cos - wide_local[2 * i + 1] * sin
         v = wide_local[2 * i] * sin + wide_local[2 * i + 1] * cos
         wide_local[2 * i] = u
         wide_local[2 * i + 1] = v
     for e in T.vectorized(8):
-        raw_local[slot, part, e] = wide_local[e]
+        raw_local[slot, e] = wide_local[e]
 
 
 def keeps_bias(facts, threads):
@@ -153,46 +161,58 @@ def keep_bias(facts, bias_shared, biased, bias_local, tid, threads):
 
 
 @T.macro
-def load_step(tiles, stage, column, angle_shared, token, i_8, raw_local, cos_sin, slot):
-    """What a thread turns in one step: 16 bytes of each tile, and their angles."""
-    width = cos_sin.shape[1]
-    for e in T.vectorized(width):
-        cos_sin[slot, e] = angle_shared[token, i_8 * width + e]
-    for part in tuple(range(len(tiles))):
-        for e in T.vectorized(8):
-            raw_local[slot, part, e] = tiles[part][stage, column, i_8 * 8 + e]
+def load_step(
+    facts, tiles, stage, part, row, i_8, angle_shared, copy, raw_local, item, cos_sin, step
+):  # fmt: skip
+    """What a thread's next turn needs: 16 bytes of a tile, and in each step the angles."""
+    slots, width = cos_sin.shape
+    if part == 0:
+        for e in T.vectorized(width):
+            cos_sin[step % slots, e] = angle_shared[copy, row // facts.R, i_8 * width + e]
+    column = column_of(row // facts.R, row % facts.R, facts.R)
+    for e in T.vectorized(8):
+        raw_local[item % 3, e] = tiles[part][stage, column, i_8 * 8 + e]
 
 
 @T.macro
-def turn_tiles(facts, tiles, stage, bias_shared, biased, bias_local, angle_shared, tid, threads):
+def turn_tiles(
+    facts, tiles, stage, bias_shared, biased, bias_local, angle_shared, copy, tid, threads
+):  # fmt: skip
     """Bias and rotation of a chunk's tiles in shared memory: k, or k and q.
 
-    A step is loaded before the last one is stored: in place, no compiler would dare to.
+    A thread turns 16 bytes of each tile in each step, and loads them two turns before: in place, no
+    compiler would load past a store.
     """
-    R, group, pairs = facts.R, facts.N // 8, 8 * facts.S // facts.N
-    rows = threads // group  # of one step
-    raw_local = T.alloc_local((2, len(tiles), 8), facts.dtype)
-    cos_sin = T.alloc_local((2, 2 * pairs), "float32")
+    R, group, width = facts.R, facts.N // 8, 16 * facts.S // facts.N
+    rows, count = threads // group, len(tiles)  # rows of one step
+    steps = COLUMNS // rows
+    ahead = min(2 // count, steps)
+    raw_local = T.alloc_local((3, 8), facts.dtype)
+    cos_sin = T.alloc_local((ahead + 1, width), "float32")
     i_row, i_8 = tid // group, tid % group
-    load_step(
-        tiles, stage, column_of(i_row // R, i_row % R, R), angle_shared, i_row // R, i_8, raw_local,
-        cos_sin, 0,
-    )  # fmt: skip
-    for step in T.unroll(COLUMNS // rows):
-        row, ahead = step * rows + i_row, (step + 1) * rows + i_row
-        column = column_of(row // R, row % R, R)
-        if step + 1 < COLUMNS // rows:
+    for step in tuple(range(ahead)):
+        for part in tuple(range(count)):
             load_step(
-                tiles, stage, column_of(ahead // R, ahead % R, R), angle_shared, ahead // R, i_8,
-                raw_local, cos_sin, (step + 1) % 2,
+                facts, tiles, stage, part, step * rows + i_row, i_8, angle_shared, copy,
+                raw_local, step * count + part, cos_sin, step,
             )  # fmt: skip
-        for part in tuple(range(len(tiles))):
+    for step in T.unroll(steps):
+        row = step * rows + i_row
+        for part in tuple(range(count)):
+            if step + ahead < steps:
+                load_step(
+                    facts, tiles, stage, part, (step + ahead) * rows + i_row, i_8, angle_shared,
+                    copy, raw_local, (step + ahead) * count + part, cos_sin, step + ahead,
+                )  # fmt: skip
             if biased[part] and not keeps_bias(facts, threads):
                 for e in T.vectorized(8):
                     bias_local[part, e] = bias_shared[part, row % R, i_8 * 8 + e]
-            turn(facts, raw_local, step % 2, part, bias_local, biased[part], cos_sin)
+            slot, angle = (step * count + part) % 3, step % (ahead + 1)
+            turn(facts, raw_local, slot, part, bias_local, biased[part], cos_sin, angle)
             for e in T.vectorized(8):
-                tiles[part][stage, column, i_8 * 8 + e] = raw_local[step % 2, part, e]
+                tiles[part][stage, column_of(row // R, row % R, R), i_8 * 8 + e] = raw_local[
+                    slot, e
+                ]
 
 
 @T.macro

@@ -40,8 +40,8 @@ class Config:
     segment: int = 0  # one block of `scan`
     blocks: int = 2  # of `scan` that an SM should hold
     stages: int = 2  # chunks in shared memory at a time
-    registers: int = 184  # of a thread that multiplies, the others share the rest; 0: all alike
-    early: bool = False  # whether the gate is computed before the last product is waited for
+    registers: int = 176  # of a thread that multiplies, the others share the rest; 0: all alike
+    adders: int = 112  # the same of `segment_states`, where three blocks share an SM
 
 
 def supports(problem: Problem, device: torch.device) -> str | None:
@@ -67,7 +67,8 @@ def configs(problem: Problem, device: torch.device) -> Iterator[Config]:
     """Legal configurations, best guess first."""
     if problem.P <= 64 and problem.N <= 128:
         # two stages of 32 tokens or more take 119 KB and more: one block an SM
-        blocks, stages, registers = 2, 1 if problem.N == 128 and problem.R <= 2 else 2, 184
+        blocks, stages = 2, 1 if problem.N == 128 and problem.R <= 2 else 2
+        registers = 176 if problem.R == 4 else 184  # R = 1, 2 and 8 spill
     elif problem.N <= 128:  # 384 threads: one block an SM
         blocks, stages, registers = 1, 2, 208
     else:  # h takes 128 registers; two stages do not fit for R = 1
@@ -82,7 +83,7 @@ def space(problem: Problem, device: torch.device) -> dict[str, Config]:
     """What tuning tries: one departure from the default at a time.
 
     fill: the cut is for so many blocks an SM, 0 for none. registers: more or less for a thread that
-    multiplies, so less or more for the others; the early gate needs more.
+    multiplies, so less or more for the others; adders: the same where states are computed.
     """
     default, *others = configs(problem, device)
     found = {f"stages={other.stages}": other for other in others}
@@ -91,10 +92,10 @@ def space(problem: Problem, device: torch.device) -> dict[str, Config]:
         if (piece, segment) != (default.piece, default.segment) and (segment or not fill):
             found[f"fill={fill}"] = replace(default, piece=piece, segment=segment)
     if default.registers:
-        more, less = default.registers + 8, default.registers - 8
-        found["registers=-8"] = replace(default, registers=less)
-        found["registers=+8 early=1"] = replace(default, registers=more, early=True)
-    found["early=1"] = replace(default, early=True)
+        for more in (-8, 8):
+            found[f"registers={more:+}"] = replace(default, registers=default.registers + more)
+    if default.blocks > 1:
+        found["adders=104"] = replace(default, adders=104)
     return found
 
 
@@ -169,8 +170,9 @@ def launches(call: Call, config: Config) -> Iterator[Launch]:
     ]
     if segments > 1:
         yield Launch(
-            "segment_states", states_kernel, facts, (3 if config.blocks > 1 else 1, config.stages),
-            facts.multipliers, True,
+            "segment_states", states_kernel, facts,
+            (3, config.stages, config.adders) if config.blocks > 1 else (1, config.stages, 0),
+            facts.multipliers + MOVERS, True,
             [x, bc, rate, gates, *present("b_bias", "mimo_x"), offsets, *carried,
              p.L, packed, piece, segment, (segments - 1) * segment // piece, sequences],
         )  # fmt: skip
@@ -178,7 +180,7 @@ def launches(call: Call, config: Config) -> Iterator[Launch]:
     weights = present("b_bias", "c_bias", "d", "mimo_x", "mimo_z", "mimo_o", "out_norm")
     ranks = 1 if p.reduced else p.R
     yield Launch(
-        "scan", scan_kernel, facts, (config.blocks, config.stages, config.registers, config.early),
+        "scan", scan_kernel, facts, (config.blocks, config.stages, config.registers),
         facts.multipliers + MOVERS, True,
         [x, z, bc, rate, gates, *weights, offsets, *(tensor for _, tensor in old.items()),
          *carried, call.y.view(tokens, ranks, p.H, p.P),

@@ -24,6 +24,7 @@ from .chunk import (
     mask,
     pair_of,
     prepare,
+    rest_of,
     turn_tiles,
 )
 from .facts import COLUMNS, Facts
@@ -210,7 +211,7 @@ def put_y(facts, y, y_shared, copy, i_h, start, left, rank, tid):
                 ]
 
 
-def scan_kernel(facts: Facts, blocks: int, stages: int, registers: int, early: bool):
+def scan_kernel(facts: Facts, blocks: int, stages: int, registers: int):
     """One block per (head, segment): the output of its tokens, and a sequence's final state."""
     R, P, N, S, C, dtype = facts.R, facts.P, facts.N, facts.S, facts.C, facts.dtype
     optional, rows, wide = facts.optional, facts.rows, min(N, WIDE)
@@ -218,8 +219,7 @@ def scan_kernel(facts: Facts, blocks: int, stages: int, registers: int, early: b
     biased = ("b_bias" in optional, "c_bias" in optional)
     multipliers = facts.multipliers
     threads = multipliers + MOVERS
-    pool = 65536 // (blocks * threads) // 8 * 8 * threads  # registers that a block starts with
-    rest = (pool - multipliers * registers) // MOVERS // 8 * 8  # for a mover
+    rest = rest_of(multipliers, blocks, registers)
     ranks = 1 if facts.reduced else R  # of y
     sums = rows // 16 * COLUMNS if has_norm else 0  # of squares, of a warp's rows
     copies = 2 if R >= 4 else 1  # of y in shared memory: two save a barrier, for 16 KB if R = 1
@@ -277,7 +277,7 @@ def scan_kernel(facts: Facts, blocks: int, stages: int, registers: int, early: b
             gate_shared = T.alloc_shared((2, 4, C), "float32")
             factor_shared = T.alloc_shared((stages, 2, C), "float32")
             mimo_shared = T.alloc_shared((3, rows, R), "float32")
-            angle_shared = T.alloc_shared((C, 2 * S + 4), "float32")  # a pad for the banks
+            angle_shared = T.alloc_shared((1, C, 2 * S + 4), "float32")  # a pad for the banks
             scratch_shared = T.alloc_shared((max(2 * S, sums),), "float32")
             bias_shared = T.alloc_shared((2, R, N), "float32")
             full = T.alloc_barrier([multipliers] * stages)  # k, q, x and z are there
@@ -324,8 +324,9 @@ def scan_kernel(facts: Facts, blocks: int, stages: int, registers: int, early: b
                     if chunks > 0:
                         T.mbarrier_wait_parity(known[0], 0)
                         advance(
-                            facts, gate_shared, 0, rate_shared, turns, angle_shared, mover, MOVERS
-                        )
+                            facts, gate_shared, 0, rate_shared, turns, angle_shared, 0, mover,
+                            MOVERS,
+                        )  # fmt: skip
                         T.sync_threads(ANGLES, MOVERS)
                     if chunks > 1:
                         fetch_times(
@@ -335,11 +336,10 @@ def scan_kernel(facts: Facts, blocks: int, stages: int, registers: int, early: b
                     for i in T.serial(chunks):
                         stage, ahead = i % stages, i + 1
                         T.mbarrier_wait_parity(full[stage], i // stages % 2)
-                        prepare(facts, gate_shared, i % 2, factor_shared, stage, mover)
                         keep_bias(facts, bias_shared, biased, bias_local, mover, MOVERS)
                         turn_tiles(
                             facts, (k_shared, q_shared), stage, bias_shared, biased, bias_local,
-                            angle_shared, mover, MOVERS,
+                            angle_shared, 0, mover, MOVERS,
                         )  # fmt: skip
                         T.fence_proxy_async()
                         T.sync_threads(ANGLES, MOVERS)
@@ -347,10 +347,12 @@ def scan_kernel(facts: Facts, blocks: int, stages: int, registers: int, early: b
                             k_shared[stage, 0:COLUMNS, 0:N], q_shared[stage, 0:COLUMNS, 0:N],
                             score_frag, transpose_B=True, clear_accum=True, policy=ROWS,
                         )  # fmt: skip
-                        if ahead < chunks:  # under the product
+                        # under the product
+                        prepare(facts, gate_shared, i % 2, factor_shared, stage, mover)
+                        if ahead < chunks:
                             T.mbarrier_wait_parity(known[0], ahead % 2)
                             advance(
-                                facts, gate_shared, ahead % 2, rate_shared, turns, angle_shared,
+                                facts, gate_shared, ahead % 2, rate_shared, turns, angle_shared, 0,
                                 mover, MOVERS,
                             )  # fmt: skip
                         T.wait_wgmma(0)
@@ -459,10 +461,9 @@ def scan_kernel(facts: Facts, blocks: int, stages: int, registers: int, early: b
                         # S = e^{s_C} S + sum_j e^{s_C - s_j} w_j x_j k_j^T
                         weigh(facts, in_frag, factor_shared, stage, up_frag, w_frag)
                         T.wgmma_gemm(w_frag, k_shared[stage, 0:COLUMNS, 0:N], h_frag, policy=ROWS)
-                        if not early or has_state >= 0:  # always; a block of its own stays there
-                            weights(facts, mimo_shared, 1, gate_frag)
-                            weights(facts, mimo_shared, 2, down_frag)
-                            gate(facts, z_shared, stage, gate_frag, down_frag, product_frag)
+                        weights(facts, mimo_shared, 1, gate_frag)
+                        weights(facts, mimo_shared, 2, down_frag)
+                        gate(facts, z_shared, stage, gate_frag, down_frag, product_frag)
                         T.wait_wgmma(1)  # the rest needs y alone
                         if has_d:
                             weights(facts, mimo_shared, 0, up_frag)
