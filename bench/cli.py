@@ -1,6 +1,7 @@
 """The command line. Nothing heavy is imported before a command runs: --help answers at once."""
 
 import argparse
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -362,7 +363,12 @@ def read_axis(name: str, text: str) -> tuple[Any, ...]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns its exit code."""
+    """Run one command; returns its exit code.
+
+    As the program itself, without argv, it takes a SIGTERM for a ctrl-C: what is done is kept.
+    """
+    if argv is None:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     given = sys.argv[1:] if argv is None else list(argv)
     top = parser()
     arguments = top.parse_args(given)

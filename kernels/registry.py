@@ -35,9 +35,8 @@ DEFAULT = "default"  # the name of the hand-picked config among candidates
 # (op, backend) -> module under kernels/. The order is the order of preference of backend="auto".
 MODULES: dict[tuple[OpName, str], str] = {
     ("prefill", "triton"): "triton.prefill",
-    ("prefill", "torch"): "torch.prefill",
-    # on request: in its present form it has not been gated on a GPU yet
     ("prefill", "tilelang"): "tilelang.prefill",
+    ("prefill", "torch"): "torch.prefill",
     ("prefill", "reference"): "torch.reference",
     ("decode", "cute"): "cute.decode",
     ("decode", "triton"): "triton.decode",

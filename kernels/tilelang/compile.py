@@ -1,12 +1,14 @@
 """Compiling TileLang kernels for an H100, and what they cost there; needs nvcc but no GPU."""
 
 import re
+import shutil
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import tilelang
+from tilelang.env import CUDA_HOME
 
 from .. import toolchain
 from ..registry import Resources
@@ -21,6 +23,11 @@ PASSES = {
     "tl.disable_safe_memory_legalize": True,  # bounds are checked where they can be passed
     "tl.disable_shared_memory_reuse": True,
 }
+
+
+def has_nvcc() -> bool:
+    """Whether TileLang finds the compiler that it calls."""
+    return bool(CUDA_HOME) and shutil.which("nvcc", path=f"{CUDA_HOME}/bin") is not None
 
 
 @cache

@@ -54,6 +54,8 @@ def supports(problem: Problem, device: torch.device) -> str | None:
         return f"P = {problem.P} is not 32, 64 or 128"
     if problem.dtype not in (torch.bfloat16, torch.float16):
         return "bfloat16 or float16: its products are those of 16-bit tensor cores"
+    if not compile.has_nvcc():
+        return "TileLang needs nvcc: install the extra `tilelang`, or set CUDA_HOME"
     if device == COMPILE_ONLY:
         return None
     if device.type != "cuda":

@@ -47,7 +47,7 @@ def test_help_imports_nothing_heavy():
     [
         (
             "check --backend torhc",
-            "prefill has no 'torhc'; there are triton, torch, tilelang, reference",
+            "prefill has no 'torhc'; there are triton, tilelang, torch, reference",
         ),
         ("check --op decode --backend triton,cuda", "there are"),
         ("check --dtype fp8", "--dtype: expected words out of bf16, fp16, fp32, tf32, got 'fp8'"),

@@ -204,8 +204,11 @@ def by_size(folder):
     return {(row.problem["B"], row.backend): (row.status, row.reason) for row in found}, len(found)
 
 
-def test_kill_interrupt_resume_and_retry(tmp_path):
+@pytest.mark.parametrize("signal_", [signal.SIGINT, signal.SIGTERM])
+def test_kill_interrupt_resume_and_retry(tmp_path, signal_):
     """A killed worker costs one row; ctrl-C keeps what is done; nothing that is done is repeated.
+
+    `timeout` and schedulers end a run by SIGTERM: the same.
 
     --retry repeats what failed, and only that.
     """
@@ -214,7 +217,7 @@ def test_kill_interrupt_resume_and_retry(tmp_path):
     victim = waiting(process, tmp_path)
     os.kill(victim, signal.SIGKILL)
     second = waiting(process, tmp_path, not_this=victim)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(signal_)
     said, _ = process.communicate(timeout=60)
     assert process.returncode == 130, said
     assert "interrupted, 2 entries left" in said

@@ -298,11 +298,17 @@ def test_repeatable_and_captured(seed: int) -> None:
         ({"N": 16, "S": 4}, "N = 16 is not 32, 64, 128 or 256"),
         ({"P": 16}, "P = 16 is not 32, 64 or 128"),
         ({"dtype": FLOAT32}, "bfloat16 or float16"),
+        ({"H": 4}, "needs nvcc: install the extra"),
         ({}, "needs a CUDA device"),
     ],
 )
-def test_refusals(fields: dict[str, Any], reason: str, seed: int) -> None:
+def test_refusals(
+    fields: dict[str, Any], reason: str, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What the kernel does not take is refused with its reason, before anything runs."""
+    from mamba3_bench.kernels.tilelang import compile
+
+    monkeypatch.setattr(compile, "has_nvcc", lambda: "nvcc" not in reason)
     call = make_call(problem(**fields), seed)
     with pytest.raises(UnsupportedError, match=reason):
         prefill(

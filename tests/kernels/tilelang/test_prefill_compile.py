@@ -1,7 +1,6 @@
 """What the TileLang prefill compiles to for an H100, and what its launches are, without one."""
 
 import ctypes
-import shutil
 from dataclasses import replace
 from typing import Any
 
@@ -14,11 +13,9 @@ from mamba3_bench.kernels.problem import OPTIONAL, Options, Problem
 
 pytest.importorskip("tilelang", reason="needs tilelang")
 
-from tilelang.env import CUDA_HOME
+from mamba3_bench.kernels.tilelang.compile import has_nvcc
 
-needs_nvcc = pytest.mark.skipif(
-    not CUDA_HOME or not shutil.which("nvcc", path=f"{CUDA_HOME}/bin"), reason="needs nvcc"
-)
+needs_nvcc = pytest.mark.skipif(not has_nvcc(), reason="needs nvcc")
 CPU = torch.device("cpu")
 MIMO = tuple(name for name in OPTIONAL if name != "out_norm")
 
