@@ -10,14 +10,7 @@ from .functions import RADIANS, turns_of
 from .order import column_of, dim_of, token_of
 
 EIGHT = tuple(range(8))
-MOVERS = 128  # threads of a block that bring and turn k and q
-
-
-def rest_of(multipliers, blocks, registers):
-    """Registers of a mover where a thread that multiplies has so many."""
-    threads = multipliers + MOVERS
-    pool = 65536 // (blocks * threads) // 8 * 8 * threads  # of a block when it starts
-    return (pool - multipliers * registers) // MOVERS // 8 * 8
+MOVERS = 128  # threads of `scan` that bring and turn k and q
 
 
 def spread_of(facts, threads):
@@ -53,9 +46,9 @@ def load_bias(facts, source, target, part, i_h, tid, threads):
 
 @T.macro
 def advance(
-    facts, gate_shared, half, rate_shared, turns, angle_shared, copy, tid, threads, backward=False
+    facts, gate_shared, half, rate_shared, turns, angle_shared, tid, threads, backward=False
 ):  # fmt: skip
-    """Angles of a chunk's tokens: angle_shared[copy] (C, 2 S + 4) gets pairs of cosine and sine.
+    """Angles of a chunk's tokens: angle_shared (C, 2 S + 4) gets pairs of cosine and sine.
 
     gate_shared (2, 4, C), rate_shared (S, C). turns (1), a register: the angle before the
     chunk, then after it; backward, the angle after the chunk, then before it.
@@ -83,8 +76,8 @@ def advance(
             turns[0] += other[0]
         for j in T.unroll(length):
             angle = T.cast(before[0] + run[j], "float32") * RADIANS
-            angle_shared[copy, i_t + j, 2 * i_s] = T.cos(angle)
-            angle_shared[copy, i_t + j, 2 * i_s + 1] = T.sin(angle)
+            angle_shared[i_t + j, 2 * i_s] = T.cos(angle)
+            angle_shared[i_t + j, 2 * i_s + 1] = T.sin(angle)
 
 
 @T.macro
@@ -162,22 +155,20 @@ def keep_bias(facts, bias_shared, biased, bias_local, tid, threads):
 
 @T.macro
 def load_step(
-    facts, tiles, stage, part, row, i_8, angle_shared, copy, raw_local, item, cos_sin, step
+    facts, tiles, stage, part, row, i_8, angle_shared, raw_local, item, cos_sin, step
 ):  # fmt: skip
     """What a thread's next turn needs: 16 bytes of a tile, and in each step the angles."""
     slots, width = cos_sin.shape
     if part == 0:
         for e in T.vectorized(width):
-            cos_sin[step % slots, e] = angle_shared[copy, row // facts.R, i_8 * width + e]
+            cos_sin[step % slots, e] = angle_shared[row // facts.R, i_8 * width + e]
     column = column_of(row // facts.R, row % facts.R, facts.R)
     for e in T.vectorized(8):
         raw_local[item % 3, e] = tiles[part][stage, column, i_8 * 8 + e]
 
 
 @T.macro
-def turn_tiles(
-    facts, tiles, stage, bias_shared, biased, bias_local, angle_shared, copy, tid, threads
-):  # fmt: skip
+def turn_tiles(facts, tiles, stage, bias_shared, biased, bias_local, angle_shared, tid, threads):
     """Bias and rotation of a chunk's tiles in shared memory: k, or k and q.
 
     A thread turns 16 bytes of each tile in each step, and loads them two turns before: in place, no
@@ -193,8 +184,8 @@ def turn_tiles(
     for step in tuple(range(ahead)):
         for part in tuple(range(count)):
             load_step(
-                facts, tiles, stage, part, step * rows + i_row, i_8, angle_shared, copy,
-                raw_local, step * count + part, cos_sin, step,
+                facts, tiles, stage, part, step * rows + i_row, i_8, angle_shared, raw_local,
+                step * count + part, cos_sin, step,
             )  # fmt: skip
     for step in T.unroll(steps):
         row = step * rows + i_row
@@ -202,7 +193,7 @@ def turn_tiles(
             if step + ahead < steps:
                 load_step(
                     facts, tiles, stage, part, (step + ahead) * rows + i_row, i_8, angle_shared,
-                    copy, raw_local, (step + ahead) * count + part, cos_sin, step + ahead,
+                    raw_local, (step + ahead) * count + part, cos_sin, step + ahead,
                 )  # fmt: skip
             if biased[part] and not keeps_bias(facts, threads):
                 for e in T.vectorized(8):

@@ -41,7 +41,6 @@ class Config:
     blocks: int = 2  # of `scan` that an SM should hold
     stages: int = 2  # chunks in shared memory at a time
     registers: int = 176  # of a thread that multiplies, the others share the rest; 0: all alike
-    adders: int = 112  # the same of `segment_states`, where three blocks share an SM
 
 
 def supports(problem: Problem, device: torch.device) -> str | None:
@@ -69,8 +68,7 @@ def configs(problem: Problem, device: torch.device) -> Iterator[Config]:
     """Legal configurations, best guess first."""
     if problem.P <= 64 and problem.N <= 128:
         # two stages of 32 tokens or more take 119 KB and more: one block an SM
-        blocks, stages = 2, 1 if problem.N == 128 and problem.R <= 2 else 2
-        registers = 176 if problem.R == 4 else 184  # R = 1, 2 and 8 spill
+        blocks, stages, registers = 2, 1 if problem.N == 128 and problem.R <= 2 else 2, 176
     elif problem.N <= 128:  # 384 threads: one block an SM
         blocks, stages, registers = 1, 2, 208
     else:  # h takes 128 registers; two stages do not fit for R = 1
@@ -85,7 +83,7 @@ def space(problem: Problem, device: torch.device) -> dict[str, Config]:
     """What tuning tries: one departure from the default at a time.
 
     fill: the cut is for so many blocks an SM, 0 for none. registers: more or less for a thread that
-    multiplies, so less or more for the others; adders: the same where states are computed.
+    multiplies, so less or more for the others.
     """
     default, *others = configs(problem, device)
     found = {f"stages={other.stages}": other for other in others}
@@ -96,8 +94,6 @@ def space(problem: Problem, device: torch.device) -> dict[str, Config]:
     if default.registers:
         for more in (-8, 8):
             found[f"registers={more:+}"] = replace(default, registers=default.registers + more)
-    if default.blocks > 1:
-        found["adders=104"] = replace(default, adders=104)
     return found
 
 
@@ -172,9 +168,8 @@ def launches(call: Call, config: Config) -> Iterator[Launch]:
     ]
     if segments > 1:
         yield Launch(
-            "segment_states", states_kernel, facts,
-            (3, config.stages, config.adders) if config.blocks > 1 else (1, config.stages, 0),
-            facts.multipliers + MOVERS, True,
+            "segment_states", states_kernel, facts, (3 if config.blocks > 1 else 1, config.stages),
+            facts.multipliers, True,
             [x, bc, rate, gates, *present("b_bias", "mimo_x"), offsets, *carried,
              p.L, packed, piece, segment, (segments - 1) * segment // piece, sequences],
         )  # fmt: skip

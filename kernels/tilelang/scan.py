@@ -24,7 +24,6 @@ from .chunk import (
     mask,
     pair_of,
     prepare,
-    rest_of,
     turn_tiles,
 )
 from .facts import COLUMNS, Facts
@@ -219,7 +218,8 @@ def scan_kernel(facts: Facts, blocks: int, stages: int, registers: int):
     biased = ("b_bias" in optional, "c_bias" in optional)
     multipliers = facts.multipliers
     threads = multipliers + MOVERS
-    rest = rest_of(multipliers, blocks, registers)
+    pool = 65536 // (blocks * threads) // 8 * 8 * threads  # registers that a block starts with
+    rest = (pool - multipliers * registers) // MOVERS // 8 * 8  # for a mover
     ranks = 1 if facts.reduced else R  # of y
     sums = rows // 16 * COLUMNS if has_norm else 0  # of squares, of a warp's rows
     copies = 2 if R >= 4 else 1  # of y in shared memory: two save a barrier, for 16 KB if R = 1
@@ -277,7 +277,7 @@ def scan_kernel(facts: Facts, blocks: int, stages: int, registers: int):
             gate_shared = T.alloc_shared((2, 4, C), "float32")
             factor_shared = T.alloc_shared((stages, 2, C), "float32")
             mimo_shared = T.alloc_shared((3, rows, R), "float32")
-            angle_shared = T.alloc_shared((1, C, 2 * S + 4), "float32")  # a pad for the banks
+            angle_shared = T.alloc_shared((C, 2 * S + 4), "float32")  # a pad for the banks
             scratch_shared = T.alloc_shared((max(2 * S, sums),), "float32")
             bias_shared = T.alloc_shared((2, R, N), "float32")
             full = T.alloc_barrier([multipliers] * stages)  # k, q, x and z are there
@@ -324,9 +324,8 @@ def scan_kernel(facts: Facts, blocks: int, stages: int, registers: int):
                     if chunks > 0:
                         T.mbarrier_wait_parity(known[0], 0)
                         advance(
-                            facts, gate_shared, 0, rate_shared, turns, angle_shared, 0, mover,
-                            MOVERS,
-                        )  # fmt: skip
+                            facts, gate_shared, 0, rate_shared, turns, angle_shared, mover, MOVERS
+                        )
                         T.sync_threads(ANGLES, MOVERS)
                     if chunks > 1:
                         fetch_times(
@@ -339,7 +338,7 @@ def scan_kernel(facts: Facts, blocks: int, stages: int, registers: int):
                         keep_bias(facts, bias_shared, biased, bias_local, mover, MOVERS)
                         turn_tiles(
                             facts, (k_shared, q_shared), stage, bias_shared, biased, bias_local,
-                            angle_shared, 0, mover, MOVERS,
+                            angle_shared, mover, MOVERS,
                         )  # fmt: skip
                         T.fence_proxy_async()
                         T.sync_threads(ANGLES, MOVERS)
@@ -352,7 +351,7 @@ def scan_kernel(facts: Facts, blocks: int, stages: int, registers: int):
                         if ahead < chunks:
                             T.mbarrier_wait_parity(known[0], ahead % 2)
                             advance(
-                                facts, gate_shared, ahead % 2, rate_shared, turns, angle_shared, 0,
+                                facts, gate_shared, ahead % 2, rate_shared, turns, angle_shared,
                                 mover, MOVERS,
                             )  # fmt: skip
                         T.wait_wgmma(0)

@@ -1,13 +1,9 @@
-"""What a piece of a sequence adds to the state, in TileLang: the first pass of cut sequences.
-
-One group of warps brings and turns k, another weighs x and adds up x k^T, as in `scan.py`.
-"""
+"""What a piece of a sequence adds to the state, in TileLang: the first pass of cut sequences."""
 
 import tilelang.language as T
 from tilelang.layout import make_swizzled_layout
 
 from .chunk import (
-    MOVERS,
     advance,
     fetch,
     fetch_times,
@@ -15,35 +11,25 @@ from .chunk import (
     keep_bias,
     load_bias,
     pair_of,
-    rest_of,
     turn_tiles,
 )
 from .facts import COLUMNS, Facts
 from .fragments import ROWS, by_rank, by_token, inputs, project, weigh, weights
 from .functions import sequence
 
-WIDE = 64  # columns of h in one product: ptxas wants all its operands in 80 registers
-PRODUCTS, BIASES = 1, 2  # named barriers
-
-
-def accumulators(facts):
-    """h in parts of WIDE columns."""
-    wide = min(facts.N, WIDE)
-    return [T.alloc_fragment((facts.rows, wide), "float32") for _ in range(facts.N // wide)]
-
 
 @T.macro
-def follow(facts, gate_shared, half, factor_shared, stage, decay, tid):
-    """factor_shared[stage, 1] (C): w_j e^{s_P - s_j}. decay (1): from the chunk's end to the
-    piece's, then from its start."""
+def follow(facts, gate_shared, half, factor_shared, decay, tid):
+    """factor_shared[0, 1] (C): w_j e^{s_P - s_j}. decay (1): from the chunk's end to the piece's,
+    then from its start."""
     end = gate_shared[half, 3, facts.C - 1] + decay[0]
     if tid < facts.C:
         fall = T.exp2(end - gate_shared[half, 3, tid])
-        factor_shared[stage, 1, tid] = gate_shared[half, 2, tid] * fall
+        factor_shared[0, 1, tid] = gate_shared[half, 2, tid] * fall
     decay[0] = end
 
 
-def states_kernel(facts: Facts, blocks: int, stages: int, registers: int):
+def states_kernel(facts: Facts, blocks: int, stages: int):
     """One block per (head, piece before a sequence's last segment): dS, its angle, its decay.
 
     seg_h (pieces, H, P, N), dims by position; seg_turns (pieces, H, S); seg_decay (pieces, H),
@@ -51,11 +37,7 @@ def states_kernel(facts: Facts, blocks: int, stages: int, registers: int):
     dS is only added to. So keys are rotated by their angle from the piece's end.
     """
     R, P, N, S, C, dtype = facts.R, facts.P, facts.N, facts.S, facts.C, facts.dtype
-    has_bias, multipliers = "b_bias" in facts.optional, facts.multipliers
-    threads = multipliers + MOVERS
-    wide = min(N, WIDE)
-    rest = rest_of(multipliers, blocks, registers)
-    copies = stages + 1  # of angles and factors: those of a chunk are early
+    has_bias, threads = "b_bias" in facts.optional, facts.multipliers
     tokens, offsets, slots = T.dynamic("tokens"), T.dynamic("offsets"), T.dynamic("slots")
     pieces, x_stride = T.dynamic("pieces"), T.dynamic("x_stride")
     H, G, RATES = T.dynamic("H"), T.dynamic("G"), T.dynamic("RATES")
@@ -85,124 +67,100 @@ def states_kernel(facts: Facts, blocks: int, stages: int, registers: int):
             x_shared = T.alloc_shared((stages, C, P), dtype)
             rate_shared = T.alloc_shared((S, C), "float32")
             gate_shared = T.alloc_shared((2, 4, C), "float32")
-            factor_shared = T.alloc_shared((copies, 2, C), "float32")  # the second of two
+            factor_shared = T.alloc_shared((1, 2, C), "float32")  # the second of two
             mimo_shared = T.alloc_shared((1, facts.rows, R), "float32")
-            angle_shared = T.alloc_shared((copies, C, 2 * S + 4), "float32")  # a pad for the banks
+            angle_shared = T.alloc_shared((C, 2 * S + 4), "float32")  # a pad for the banks
             bias_shared = T.alloc_shared((1, R, N), "float32")
             bias_local = T.alloc_local((1, 8), "float32")
-            full = T.alloc_barrier([multipliers] * stages)  # k, x and the angles are there
-            known = T.alloc_barrier([multipliers])  # gates and rates are
-            ready = T.alloc_barrier([MOVERS] * stages)  # k is turned
-            T.annotate_layout({x_shared: make_swizzled_layout(x_shared)})
+            full = T.alloc_barrier([threads] * stages)  # k and x are there
+            known = T.alloc_barrier([threads])  # gates and rates are
+            h_frag = T.alloc_fragment((facts.rows, N), "float32")
+            w_frag = T.alloc_fragment((facts.rows, COLUMNS), dtype)
+            in_frag = T.alloc_fragment((facts.rows, C), "float32")
+            up_frag = T.alloc_fragment((facts.rows, R), "float32")
+            T.annotate_layout({
+                in_frag: by_token(facts),
+                up_frag: by_rank(facts),
+                x_shared: make_swizzled_layout(x_shared),
+            })  # fmt: skip
+            turns = T.alloc_local((1,), "int32")
+            decay = T.alloc_local((1,), "float32")
+            i_g = T.alloc_local((1,), "int32")
+            i_r = T.alloc_local((1,), "int32")
             tid = T.get_thread_binding(0)
+
+            i_g[0] = T.truncdiv(i_h, T.truncdiv(H, G))
+            i_r[0] = T.truncmod(i_h, RATES)
             first, stop = sequence(cu_seqlens, i_seq, L, packed)
             start = first + i_piece * piece
             if first + (T.truncdiv(i_piece * piece, segment) + 1) * segment < stop:
+                if has_bias:
+                    load_bias(facts, b_bias, bias_shared, 0, i_h, tid, threads)
+                project(facts, "mimo_x", mimo_x, i_h, 1.0, 0, mimo_shared, tid, threads)
+                T.clear(h_frag)
+                turns[0] = 0
+                decay[0] = 0.0
                 chunks = piece // C
                 last = first // C + i_seq + i_piece * chunks + chunks - 1  # slot
                 token = start + piece - C
-                slot_out = T.truncdiv(first, piece) + i_seq + i_piece
-                with T.ws(multipliers // 128):
-                    if registers > 0:
-                        T.dec_max_nreg(rest)
-                    mover = tid - multipliers
-                    if has_bias:
-                        load_bias(facts, b_bias, bias_shared, 0, i_h, mover, MOVERS)
-                    T.sync_threads(BIASES, MOVERS)
-                    keep_bias(facts, bias_shared, (has_bias,), bias_local, mover, MOVERS)
-                    for i in T.serial(chunks):
-                        stage = i % stages
-                        T.mbarrier_wait_parity(full[stage], i // stages % 2)
-                        turn_tiles(
-                            facts, (k_shared,), stage, bias_shared, (has_bias,), bias_local,
-                            angle_shared, i % copies, mover, MOVERS,
-                        )  # fmt: skip
-                        T.fence_proxy_async()
-                        T.barrier_arrive(ready[stage])
-                with T.ws(*range(multipliers // 128)):
-                    if registers > 0:
-                        T.inc_max_nreg(registers)
-                    turns = T.alloc_local((1,), "int32")
-                    decay = T.alloc_local((1,), "float32")
-                    i_g = T.alloc_local((1,), "int32")
-                    i_r = T.alloc_local((1,), "int32")
-                    i_g[0] = T.truncdiv(i_h, T.truncdiv(H, G))
-                    i_r[0] = T.truncmod(i_h, RATES)
-                    turns[0] = 0
-                    decay[0] = 0.0
-                    h_frags = accumulators(facts)
-                    w_frag = T.alloc_fragment((facts.rows, COLUMNS), dtype)
-                    in_frag = T.alloc_fragment((facts.rows, C), "float32")
-                    up_frag = T.alloc_fragment((facts.rows, R), "float32")
-                    T.annotate_layout({in_frag: by_token(facts), up_frag: by_rank(facts)})
-                    fetch_times(
-                        facts, rate, gates, rate_shared, gate_shared, known, last, i_h, i_r[0], 0
-                    )
-                    project(facts, "mimo_x", mimo_x, i_h, 1.0, 0, mimo_shared, tid, multipliers)
-                    for part in tuple(range(N // wide)):
-                        T.clear(h_frags[part])
-                    # a chunk's angles are there before it is asked for: `full` tells of both
-                    for i in T.serial(T.min(stages, chunks)):
-                        T.mbarrier_wait_parity(known[0], i % 2)
-                        advance(
-                            facts, gate_shared, i % 2, rate_shared, turns, angle_shared, i, tid,
-                            multipliers, True,
-                        )  # fmt: skip
-                        follow(facts, gate_shared, i % 2, factor_shared, i, decay, tid)
-                        T.sync_threads(PRODUCTS, multipliers)
-                        if i + 1 < chunks:
-                            fetch_times(
-                                facts, rate, gates, rate_shared, gate_shared, known, last - i - 1,
-                                i_h, i_r[0], (i + 1) % 2,
-                            )  # fmt: skip
+                fetch_times(
+                    facts, rate, gates, rate_shared, gate_shared, known, last, i_h, i_r[0], 0
+                )
+                for i in T.unroll(stages - 1):
+                    if i < chunks:
                         fetch(
                             facts, bc, x, x, k_shared, k_shared, x_shared, x_shared, full,
                             last - i, token - i * C, i_h, i_g[0], i, False, False,
                         )  # fmt: skip
-                    weights(facts, mimo_shared, 0, up_frag)
-                    for i in T.serial(chunks):
-                        stage, ahead = i % stages, i + stages
-                        if ahead < chunks:  # while the others turn k
-                            T.mbarrier_wait_parity(known[0], ahead % 2)
-                            advance(
-                                facts, gate_shared, ahead % 2, rate_shared, turns, angle_shared,
-                                ahead % copies, tid, multipliers, True,
-                            )  # fmt: skip
-                            follow(
-                                facts, gate_shared, ahead % 2, factor_shared, ahead % copies,
-                                decay, tid,
-                            )  # fmt: skip
-                        T.mbarrier_wait_parity(ready[stage], i // stages % 2)
-                        # dS += sum_j e^{s_P - s_j} w_j x_j k_j^T, s_P the decay to the piece's end
-                        inputs(facts, x_shared, stage, C, in_frag)
-                        weigh(facts, in_frag, factor_shared, i % copies, up_frag, w_frag)
-                        for part in tuple(range(N // wide)):
-                            T.wgmma_gemm(
-                                w_frag,
-                                k_shared[stage, 0:COLUMNS, part * wide : (part + 1) * wide],
-                                h_frags[part], policy=ROWS,
-                            )  # fmt: skip
-                        T.wait_wgmma(0)
-                        T.sync_threads(PRODUCTS, multipliers)
-                        if ahead < chunks:  # all are done with the stage
-                            if ahead + 1 < chunks:
-                                fetch_times(
-                                    facts, rate, gates, rate_shared, gate_shared, known,
-                                    last - ahead - 1, i_h, i_r[0], (ahead + 1) % 2,
-                                )  # fmt: skip
-                            fetch(
-                                facts, bc, x, x, k_shared, k_shared, x_shared, x_shared, full,
-                                last - ahead, token - ahead * C, i_h, i_g[0], stage, False, False,
-                            )  # fmt: skip
-                    if holds_turns(facts, tid, multipliers):
-                        i_s, i_spread = pair_of(facts, tid, multipliers)
-                        if i_spread == 0:
-                            seg_turns[slot_out, i_h, i_s] = -turns[0]
-                    if tid == 0:
-                        seg_decay[slot_out, i_h] = decay[0]
-                    for part in tuple(range(N // wide)):
-                        for p, n in T.Parallel(facts.rows, wide):
-                            if p < P:
-                                seg_h[slot_out, i_h, p, part * wide + n] = h_frags[part][p, n]
+                T.sync_threads()
+                weights(facts, mimo_shared, 0, up_frag)
+                keep_bias(facts, bias_shared, (has_bias,), bias_local, tid, threads)
+                T.mbarrier_wait_parity(known[0], 0)
+                advance(facts, gate_shared, 0, rate_shared, turns, angle_shared, tid, threads, True)
+                follow(facts, gate_shared, 0, factor_shared, decay, tid)
+                T.sync_threads()
+                for i in T.serial(chunks):
+                    stage, ahead = i % stages, i + stages - 1
+                    if ahead < chunks:
+                        fetch(
+                            facts, bc, x, x, k_shared, k_shared, x_shared, x_shared, full,
+                            last - ahead, token - ahead * C, i_h, i_g[0], ahead % stages, False,
+                            False,
+                        )  # fmt: skip
+                    if i + 1 < chunks:
+                        fetch_times(
+                            facts, rate, gates, rate_shared, gate_shared, known, last - i - 1, i_h,
+                            i_r[0], (i + 1) % 2,
+                        )  # fmt: skip
+                    # dS += sum_j e^{s_P - s_j} w_j x_j k_j^T, s_P the decay up to the piece's end
+                    T.mbarrier_wait_parity(full[stage], i // stages % 2)
+                    inputs(facts, x_shared, stage, C, in_frag)
+                    weigh(facts, in_frag, factor_shared, 0, up_frag, w_frag)
+                    turn_tiles(
+                        facts, (k_shared,), stage, bias_shared, (has_bias,), bias_local,
+                        angle_shared, tid, threads,
+                    )  # fmt: skip
+                    T.fence_proxy_async()
+                    T.sync_threads()
+                    T.wgmma_gemm(w_frag, k_shared[stage, 0:COLUMNS, 0:N], h_frag, policy=ROWS)
+                    if i + 1 < chunks:  # under the product
+                        T.mbarrier_wait_parity(known[0], (i + 1) % 2)
+                        advance(
+                            facts, gate_shared, (i + 1) % 2, rate_shared, turns, angle_shared, tid,
+                            threads, True,
+                        )  # fmt: skip
+                        follow(facts, gate_shared, (i + 1) % 2, factor_shared, decay, tid)
+                    T.wait_wgmma(0)
+                    T.sync_threads()
+                slot_out = T.truncdiv(first, piece) + i_seq + i_piece
+                for p, n in T.Parallel(facts.rows, N):
+                    if p < P:
+                        seg_h[slot_out, i_h, p, n] = h_frag[p, n]
+                if holds_turns(facts, tid, threads):
+                    i_s, i_spread = pair_of(facts, tid, threads)
+                    if i_spread == 0:
+                        seg_turns[slot_out, i_h, i_s] = -turns[0]
+                if tid == 0:
+                    seg_decay[slot_out, i_h] = decay[0]
 
     return segment_states
