@@ -184,8 +184,7 @@ def implements(
     """Register a function of (call, config) as the implementation of an op by a backend.
 
     supports: why a problem is refused on a device, or None; on COMPILE_ONLY, why it cannot even be
-    compiled. configs: legal configurations, best
-    guess first.
+    compiled. configs: legal configurations, best guess first.
     resources: registers, spills and shared memory of a config, compiled for sm_90a without a GPU.
     deterministic: whether two runs on the same inputs must agree bit for bit.
     rival: whether this is other people's kernel, which may be `inaccurate` and still be timed.
