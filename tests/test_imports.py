@@ -1,4 +1,4 @@
-"""The package without Triton, without any other DSL, and without a GPU."""
+"""The package without Triton, without any other DSL, without extras, and without a GPU."""
 
 import subprocess
 import sys
@@ -9,10 +9,11 @@ import mamba3_bench
 ROOT = Path(mamba3_bench.__file__).parent
 DSLS = ("triton", "tilelang", "cutlass")
 FOLDERS = ("triton", "tilelang", "cute")  # of kernels/: what needs a DSL lives there alone
+EXTRAS = {"ray": ("bench", "cluster")}  # what an extra brings, and the one module that needs it
 
 PRELUDE = f"""
 import sys
-sys.modules.update(dict.fromkeys({DSLS}))  # importing them raises ModuleNotFoundError
+sys.modules.update(dict.fromkeys({(*DSLS, *EXTRAS)}))  # importing them raises ModuleNotFoundError
 """
 
 
@@ -26,13 +27,15 @@ def python(script: str) -> str:
 
 
 def modules() -> list[str]:
-    """Every module of the package, but those of the DSLs and the adapters to other packages."""
+    """Every module of the package, but those of DSLs, extras and adapters to other packages."""
     found = []
     for folder in ("", "reference", "kernels", "bench", "reports"):
         files = (ROOT / folder).glob("*.py") if not folder else (ROOT / folder).rglob("*.py")
         for file in files:
             parts = file.relative_to(ROOT).with_suffix("").parts
             if parts[0] == "kernels" and parts[1] in FOLDERS:
+                continue
+            if parts in EXTRAS.values():
                 continue
             if parts[:2] == ("bench", "peers") and parts[2] != "__init__":
                 continue
@@ -41,7 +44,7 @@ def modules() -> list[str]:
 
 
 def test_every_other_module_imports_without_a_dsl() -> None:
-    """Nothing outside a DSL's own folder imports it, at any depth."""
+    """Nothing else imports a DSL or an extra, at any depth."""
     names = modules()
     assert {"mamba3_bench", "mamba3_bench.kernels.torch.prefill"} <= set(names)
     python(f"import importlib\nfor name in {names}:\n    importlib.import_module(name)")
