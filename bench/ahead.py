@@ -49,9 +49,18 @@ def compile_ahead(
 
 
 def rehearse(
-    left: Sequence[Job], slot: Slot, settings: Settings, progress: Progress, timeout_s: float
+    left: Sequence[Job],
+    environment: dict[str, Any],
+    slot: Slot,
+    settings: Settings,
+    progress: Progress,
+    timeout_s: float,
 ) -> None:
-    """Let each rival of the jobs left run once on a GPU: it finds what it compiled then on disk."""
+    """Let each rival of the jobs left run once on a GPU: it finds what it compiled then on disk.
+
+    As many run side by side as the GPU's memory has room for; those that would run alone are left
+    to their turn.
+    """
     rivals: dict[tuple[Problem, str | None], Entry] = {}
     for entry in (entry for job in left for entry in job.entries):
         op, backend = entry.problem.op, entry.backend
@@ -59,13 +68,25 @@ def rehearse(
             # backends of one adapter launch the same kernels
             of = entry.problem, registry.module_name(op, backend)
             rivals.setdefault(of, replace(entry, key="", repeat=0))
-    count = min(len(rivals), SIDE_BY_SIDE, len(os.sched_getaffinity(0)) - 2)
-    if count < 2:
-        return
-    checking = replace(settings, kind="check")
-    watch = Quiet("rehearsed", progress)
-    runner = Runner(checking, [slot] * count, None, watch, timeout_s=timeout_s)
-    _run(runner, [Job((entry,)) for entry in rivals.values()])
+    together: dict[int, list[Job]] = {}
+    for entry in rivals.values():
+        count = beside(entry.problem.bytes, environment.get("memory_bytes"))
+        together.setdefault(count, []).append(Job((entry,)))
+    rehearsing = replace(settings, kind="rehearse")
+    for most, jobs in together.items():
+        count = min(most, len(jobs), len(os.sched_getaffinity(0)) - 2)
+        if count > 1:
+            watch = Quiet("rehearsed", progress)
+            _run(Runner(rehearsing, [slot] * count, None, watch, timeout_s=timeout_s), jobs)
+
+
+def beside(nbytes: int, memory: int | None) -> int:
+    """How many processes that run a problem share a GPU: SIDE_BY_SIDE, or a half or fourth of it.
+
+    nbytes: what the problem moves; a rival takes as much again for itself, and again for copies.
+    """
+    room = SIDE_BY_SIDE if memory is None else memory // (3 * nbytes)
+    return next((count for count in (SIDE_BY_SIDE, 6, 3) if count <= room), 1)
 
 
 def _run(runner: Runner, jobs: Sequence[Job]) -> None:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from ..kernels.family import Problem
 from .records import Row
 
-Kind = Literal["check", "sweep", "tune", "resources"]
+Kind = Literal["check", "sweep", "tune", "resources", "rehearse"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -126,7 +126,7 @@ def perform(
     def compile_before(left: Sequence[Job], environment: dict[str, Any]) -> None:
         compile_ahead(left, environment, settings, watch)
         if device.type == "cuda" and settings.kind == "sweep":
-            rehearse(left, slots[0], settings, watch, arguments.timeout)
+            rehearse(left, environment, slots[0], settings, watch, arguments.timeout)
 
     with show.Watch(page, title) as watch:
         return Runner(

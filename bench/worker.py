@@ -142,6 +142,10 @@ class Worker:
                 except Exception as error:
                     self._fail(left, solver.index, error)
             return
+        if self.settings.kind == "rehearse":
+            for solver in solvers:
+                self._rehearse(left, solver)
+            return
         passed = []
         for problem in dict.fromkeys(solver.problem for solver in solvers):
             passed += self._gate_all(left, problem, [s for s in solvers if s.problem == problem])
@@ -191,6 +195,15 @@ class Worker:
             resources=found,
         )
         self.parent.send(Done(solver.index, row))
+
+    def _rehearse(self, left: dict[int, Entry], solver: Solver) -> None:
+        """Run a solver once, for what it compiles; its row says no more than that."""
+        self._tell(solver.index, "rehearse")
+        try:
+            self._run(solver, make_call(solver.problem, self.settings.seed, self.device))
+            raise NotRun("skipped", "run once, not judged")
+        except Exception as error:
+            self._fail(left, solver.index, error)
 
     def _time(self, left: dict[int, Entry], passed: list[Passed]) -> None:
         """Time what passed, interleaved, and gate it again on inputs of another seed."""

@@ -29,7 +29,6 @@ def rival(name):
             if not file.exists():
                 break
         file.write_text(f"{{name}} {{call.problem.L}}")
-        raise RuntimeError("so it runs once")
     stages = Stages(lambda call, config: {{"call": call}}, launch, lambda *_: None)
     adapts("prefill", name, stages, supports=lambda problem, device: None)
 
@@ -90,11 +89,20 @@ def test_rivals_run_once_side_by_side(tmp_path, monkeypatch):
     progress = Progress()
     settings = Settings("sweep", plugins=(str(plugin), str(other)))
     jobs = [job(p, "torch", "theirs", "also theirs", "others") for p in SMALL]
-    ahead.rehearse(jobs, Slot("cpu"), settings, progress, 60.0)
+    ahead.rehearse(jobs, {}, Slot("cpu"), settings, progress, 60.0)
     assert progress.told[-1] == ("rehearsed", 4, 4)
     ran = sorted(file.read_text() for file in tmp_path.glob("ran-*"))
     assert ran == ["others 64", "others 96", "theirs 64", "theirs 96"]
     assert len({file.name.split("-")[1] for file in tmp_path.glob("ran-*")}) == 2
+
+
+@pytest.mark.parametrize(
+    ("gigabytes", "count"), [(0.01, 12), (2.2, 12), (2.3, 6), (4.5, 3), (8.8, 3), (8.9, 1)]
+)
+def test_as_many_side_by_side_as_the_memory_holds(gigabytes, count):
+    """Of 80 GB, each process takes three times what its problem moves."""
+    assert ahead.beside(int(gigabytes * 1e9), int(80e9)) == count
+    assert ahead.beside(int(gigabytes * 1e9), None) == ahead.SIDE_BY_SIDE
 
 
 def test_compiled_kernels_are_found_on_disk(tmp_path, monkeypatch):
