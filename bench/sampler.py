@@ -15,7 +15,7 @@ from .gpu import Gpu, Queue, Span
 from .timing import COUNT, order, turns
 
 TARGET_S = 500e-6  # of a sample
-BLOCK_S = 10e-3
+BLOCK_S = 30e-3  # some of it goes to the reading
 WARM_UP_S = 0.1  # of replays before the first sample: clocks rise from idle in tens of ms
 PATIENCE_S = (1.0, 4.0, 10.0)  # pauses when throttling leaves too few samples
 
