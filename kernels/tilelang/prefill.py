@@ -68,7 +68,8 @@ def configs(problem: Problem, device: torch.device) -> Iterator[Config]:
     """Legal configurations, best guess first."""
     if problem.P <= 64 and problem.N <= 128:
         # two stages of 32 tokens or more take 119 KB and more: one block an SM
-        blocks, stages, registers = 2, 1 if problem.N == 128 and problem.R <= 2 else 2, 176
+        blocks, stages = 2, 1 if problem.N == 128 and problem.R <= 2 else 2
+        registers = 176 if problem.R == 4 else 184  # for R = 1, 2 and 8 176 spill more
     elif problem.N <= 128:  # 384 threads: one block an SM
         blocks, stages, registers = 1, 2, 208
     else:  # h takes 128 registers; two stages do not fit for R = 1
