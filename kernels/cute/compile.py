@@ -4,7 +4,6 @@ import hashlib
 import os
 import tempfile
 import warnings
-from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ import torch
 from cutlass import cute
 from cutlass.cute.runtime import load_module, make_fake_stream
 
-from .. import toolchain
+from .. import pointers, toolchain
 from ..registry import Resources
 from ..toolchain import PACKAGES
 
@@ -30,12 +29,13 @@ def host_function(kernel: Any, *arguments: Any, options: str = "") -> Any:
         )
 
 
-def kept(kernel: Any, name: tuple[Any, ...], target: str, *arguments: Any) -> Path:
+def kept(kernel: Any, module: str, name: tuple[Any, ...], target: str, *arguments: Any) -> Path:
     """The object file of a jitted host function, made once and kept on disk.
 
-    name: what tells the kernel from others of these sources, by its repr. target: as `target_of`.
+    module: the one that makes the kernel and its arguments. name: what tells the kernel from others
+    of that module, by its repr. target: as `target_of`.
     """
-    path = folder() / f"{_digest(name, target)}.o"
+    path = folder() / f"{_digest(module, name, target)}.o"
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
         function = host_function(kernel, *arguments, options=f"--gpu-arch={target}")
@@ -64,21 +64,13 @@ def target_of(device: torch.device) -> str:
     return f"sm_{major}{minor}a"
 
 
-def _digest(name: tuple[Any, ...], target: str) -> str:
+def _digest(module: str, name: tuple[Any, ...], target: str) -> str:
     """A hash of everything that the compiled code depends on."""
     made_by = (*map(metadata.version, PACKAGES["cute"]), metadata.version("apache-tvm-ffi"))
-    told = repr((name, target, made_by, _sources()))
+    # the device code, and the order of its arguments
+    sources = [toolchain.source_hash(one) for one in (module, pointers.__name__)]
+    told = repr((name, target, made_by, sources))
     return hashlib.sha256(told.encode()).hexdigest()[:32]
-
-
-@cache
-def _sources() -> str:
-    """A hash of the device code, and of the order of its arguments."""
-    here = Path(__file__).parent
-    digest = hashlib.sha256()
-    for path in (*sorted(here.glob("*.py")), here.parent / "pointers.py"):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
 
 
 def ptx(kernel: Any, *arguments: Any) -> str:

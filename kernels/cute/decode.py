@@ -129,8 +129,8 @@ def kernel_of(facts: Facts, config: Config) -> Step:
 @cache
 def kept(facts: Facts, config: Config, target: str) -> Path:
     """The object file of the kernel for some facts, a config and a GPU."""
-    name = (facts, config)
-    return compile.kept(kernel_of(facts, config), name, target, *fake_arguments(facts))
+    kernel, arguments = kernel_of(facts, config), fake_arguments(facts)
+    return compile.kept(kernel, __name__, (facts, config), target, *arguments)
 
 
 @cache
