@@ -52,6 +52,8 @@ RIVAL_L2 = 0.05  # a rival under this on every output is `inaccurate`, not `wron
 
 # Elements of h that the truth may hold: an operation on them still costs about its launch.
 TRUTH_ELEMENTS = {"cuda": 2**19, "cpu": 2**15}
+# Numbers that it may make of all tokens together: 1 GiB of float64, a few times over.
+TRUTH_NUMBERS = 2**27
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,6 +198,7 @@ def choose_rows(call: Call, seed: int) -> Rows:
     """The batch rows and heads to verify: first and last always, others from the seed."""
     problem = call.problem
     limit = TRUTH_ELEMENTS["cuda" if call.y.is_cuda else "cpu"] // problem.row_elements
+    limit = min(limit, TRUTH_NUMBERS // max(problem.row_numbers, 1))
     batch = call.batch_rows()
     B, H = len(batch), problem.H
     heads = min(H, max(2, limit // min(B, 2)))

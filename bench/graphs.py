@@ -69,7 +69,14 @@ class Contender:
     bind: Bind
     deterministic: bool
     cold: Replay | None
-    warm: Replay
+    warm: Replay | None  # None only beside a cold one
+
+    @property
+    def main(self) -> Replay:
+        """The cold one, or where there is none the warm one."""
+        found = self.cold or self.warm
+        assert found is not None
+        return found
 
 
 class Clones:
@@ -97,9 +104,13 @@ class GraphBench:
         self._clones: dict[int, Clones] = {}
         self._dropped = 0  # samples of laps, throttled
 
-    def add(self, pristine: Call, bind: Bind, *, deterministic: bool) -> None:
+    def add(
+        self, pristine: Call, bind: Bind, *, deterministic: bool, measured: bool = True
+    ) -> None:
         """Capture an implementation's launches on clones of a call and prove their replays.
 
+        measured: whether `measure` is to come, or laps alone, which need no warm graph beside a
+        cold one.
         Raises NotCaptured or FalseReplay, with the reason; torch.OutOfMemoryError.
         """
         if id(pristine) not in self._clones:
@@ -112,9 +123,11 @@ class GraphBench:
             cold = self._captured(bind, calls, 1)
             self._prove(pristine, bind, cold, deterministic)
             seconds = self.sampler.seconds(cold)
-        rounds = min(max(1, math.ceil(TARGET_S / seconds)), CLONES)
-        warm = self._captured(bind, calls[:1], rounds)
-        self._prove(pristine, bind, warm, deterministic)
+        warm = None
+        if measured or cold is None:
+            rounds = min(max(1, math.ceil(TARGET_S / seconds)), CLONES)
+            warm = self._captured(bind, calls[:1], rounds)
+            self._prove(pristine, bind, warm, deterministic)
         self.contenders.append(Contender(bind, deterministic, cold, warm))
 
     def measure(self, budget_s: float) -> list[Times]:
@@ -131,9 +144,8 @@ class GraphBench:
             clock = raw.sm_clock_mhz
             summaries = [summarise(spent, raw.dropped) for spent in raw.spent]
             cold = dict(zip(with_cold, summaries, strict=True))
-        raw = self.sampler.interleave(
-            [one.warm for one in self.contenders], budget_s / 2, settle=True
-        )
+        replays = [one.warm for one in self.contenders if one.warm is not None]
+        raw = self.sampler.interleave(replays, budget_s / 2, settle=True)
         warm = [summarise(spent, raw.dropped) for spent in raw.spent]
         clock = clock or raw.sm_clock_mhz
         return [
@@ -162,12 +174,14 @@ class GraphBench:
         return all(one.cold is not None for one in self.contenders)
 
     def _loop(self, one: Contender) -> Replay:
-        return one.cold if self._cold and one.cold is not None else one.warm
+        found = one.cold if self._cold else one.warm
+        assert found is not None
+        return found
 
     def recheck(self, index: int, fresh: Gate, *, rival: bool = False) -> Verdict:
         """Judge what the timed graph of a contender makes of other inputs in its buffers."""
         one = self.contenders[index]
-        replay = one.cold or one.warm
+        replay = one.main
         if replay.rounds > 1 and fresh.pristine.in_place:
             # a warm graph alone, of a state updated in place: capture a single step anew
             replay = self._captured(one.bind, [bound.call for bound in replay.bounds], 1)
@@ -247,7 +261,7 @@ class GraphBench:
         return f"{', '.join(bad)} of a clone not finite" if bad else ""
 
     def _host(self, one: Contender) -> Samples:
-        return host_time(one.bind(one.warm.bounds[0].call).launch, self.gpu.wait)
+        return host_time(one.bind(one.main.bounds[0].call).launch, self.gpu.wait)
 
     def _eager_seconds(self, bound: Bound) -> float:
         """Rough time of one eager launch, host time included, the second of two."""

@@ -75,8 +75,10 @@ class CpuBench:
         self.bounds: list[Bound] = []
         self._calls: dict[int, tuple[Call, Call]] = {}  # by the first's identity: it and its clone
 
-    def add(self, pristine: Call, bind: Bind, *, deterministic: bool) -> None:
-        """Take part in the next measurement, on a clone of a call."""
+    def add(
+        self, pristine: Call, bind: Bind, *, deterministic: bool, measured: bool = True
+    ) -> None:
+        """Take part in the next measurement or laps, on a clone of a call."""
         if id(pristine) not in self._calls:
             self._calls[id(pristine)] = (pristine, pristine.clone())
         self.bounds.append(bind(self._calls[id(pristine)][1]))

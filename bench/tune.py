@@ -164,7 +164,10 @@ def compile_all(
                 cases = family(entry.problem.op).hard_cases(entry.problem)
                 problems = dict.fromkeys(case.problem for case in cases)
                 wanted += [replace(entry, problem=problem, place=None) for problem in problems]
-    jobs = [Job((entry,)) for entry in dict.fromkeys(wanted)]
+    distinct: dict[str, Job] = {}  # a candidate's own entry before the same as a hard case
+    for job in (Job((entry,)) for entry in wanted):
+        distinct.setdefault(job.match, job)
+    jobs = list(distinct.values())
     random.Random(0).shuffle(jobs)  # neighbours share kernels: apart, they are compiled once
     cores = len(os.sched_getaffinity(0))
     slots = [Slot("cpu", {"OMP_NUM_THREADS": "1"})] * max(1, min(len(jobs), cores))

@@ -221,7 +221,8 @@ class Worker:
             self._tell(solver.index, "capture in a graph")
             try:
                 deterministic = solver.implementation.deterministic
-                bench.add(pristine, solver.bind, deterministic=deterministic)
+                measured = self.settings.kind != "tune"
+                bench.add(pristine, solver.bind, deterministic=deterministic, measured=measured)
                 timed.append(one)
             except NotCaptured as error:
                 host = host_time(solver.bind(pristine.clone()).launch, self._wait)

@@ -76,6 +76,10 @@ class Problem(Protocol):
         """Numbers that the truth of one batch row and head keeps at a time."""
 
     @property
+    def row_numbers(self) -> int:
+        """Numbers that the truth of one batch row and head makes of all its tokens together."""
+
+    @property
     def product_sums(self) -> tuple[str, ...]:
         """The outputs that are sums of products of two rounded operands."""
 

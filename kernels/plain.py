@@ -71,6 +71,11 @@ class PlainProblem:
         return self.P * self.N
 
     @property
+    def row_numbers(self) -> int:
+        """q, k and v of each token, or what stands for them."""
+        return self.L * (2 * self.N + self.P)
+
+    @property
     def product_sums(self) -> tuple[str, ...]:
         """The outputs that are sums of products of two rounded operands."""
         return () if self.decodes else ("y", *(f"state.{spec.name}" for spec in self.of("state")))

@@ -105,6 +105,11 @@ class Problem:
         return self.P * self.N
 
     @property
+    def row_numbers(self) -> int:
+        """What each token adds to the state, as an outer product over 2 R ranks."""
+        return self.L * 2 * self.R * max(self.N, self.P)
+
+    @property
     def product_sums(self) -> tuple[str, ...]:
         """The outputs that are sums of products of two rounded operands."""
         return ("y", "state.h") if self.op == "prefill" else ()

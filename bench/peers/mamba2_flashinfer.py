@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from flashinfer.mamba import selective_state_update
+from torch import Tensor
 
 from ...kernels.bound import Arguments, Stages
 from ...kernels.plain import PlainCall, PlainProblem
@@ -21,13 +22,13 @@ def supports(problem: PlainProblem, device: torch.device) -> str | None:
 
 
 def prepare(call: PlainCall, config: None) -> Arguments:
-    """The function's own names; the call's own tensors."""
-    return step_arguments(call)
+    """The function's own names; the call's own tensors, but dt, whose dtype must be that of D."""
+    return step_arguments(call) | {"dt": call.inputs["dt"].float()}
 
 
-def decode(**arguments: Any) -> Any:
+def decode(dt: Tensor, **arguments: Any) -> Any:
     """One step of the state."""
-    return selective_state_update(**arguments)
+    return selective_state_update(dt=dt.unsqueeze(-1).expand_as(arguments["x"]), **arguments)
 
 
 def collect(call: PlainCall, arguments: Arguments, results: Any) -> None:

@@ -184,6 +184,16 @@ def test_rows_to_verify():
     assert (small.batch, small.heads) == ((0, 1), (0, 1, 2))
 
 
+def test_rows_to_verify_fit_in_memory(monkeypatch):
+    """A long sequence has fewer rows: what the truth makes of all its tokens is bounded, too."""
+    problem = replace(PREFILL, B=2, H=64, P=32, N=64, S=16, L=50)
+    call = make_call(problem, 0)
+    monkeypatch.setattr(gate_module, "TRUTH_NUMBERS", 6 * problem.row_numbers)
+    monkeypatch.setitem(gate_module.TRUTH_ELEMENTS, "cpu", 2**30)
+    rows = choose_rows(call, 0)
+    assert (rows.batch, len(rows.heads)) == ((0, 1), 3)
+
+
 @pytest.fixture
 def two_rows(monkeypatch):
     """A truth that holds the first and the last batch row and head alone."""

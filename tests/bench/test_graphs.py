@@ -277,3 +277,16 @@ def test_rivals_are_interleaved_in_both_orders():
     del log[:]
     bench.sampler.block(replays, range(4), settle=False)
     assert "".join(log) == "abbaabba"
+
+
+@pytest.mark.parametrize(("l2_bytes", "cold"), [(1 << 16, True), (1 << 40, False)])
+def test_laps_need_one_graph(l2_bytes, cold):
+    """Where nothing but laps is to come, the cold graph alone is made, or else the warm one."""
+    bench = GraphBench(StandIn(l2_bytes=l2_bytes))
+    bench.add(make_call(PREFILL, 0), binds(solver(PREFILL)), deterministic=True, measured=False)
+    (one,) = bench.contenders
+    assert (one.cold is not None, one.warm is not None) == (cold, not cold)
+    (spent,) = bench.lap([0], 0.01)
+    times = bench.times(spent)
+    assert (times.cold is not None, times.warm is not None) == (cold, not cold)
+    assert bench.recheck(0, Gate(make_call(PREFILL, 1), 1)).status == "ok"

@@ -14,12 +14,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 
-from mamba3_bench.bench import export, fields, records
-from mamba3_bench.bench.cli import main
+from mamba3_bench.bench import export, fields, records, tune
+from mamba3_bench.bench.cli import main, parser, read_sides
 from mamba3_bench.bench.jobs import Entry, Job, Place, Settings
+from mamba3_bench.bench.ledger import Outcome
 from mamba3_bench.bench.runner import Runner, Slot
 from mamba3_bench.bench.tune import confirmations
+from mamba3_bench.kernels import registry
 from mamba3_bench.kernels.problem import Problem
 
 PLUGIN = str(Path(__file__).with_name("tunable.py"))
@@ -216,3 +219,41 @@ def test_nothing_to_tune(capsys):
     """A backend without a choice is said to have none, with an exit code of its own."""
     assert main(["tune", "--backend", "reference", "--device", "cpu", "--heads", "2"]) == 3
     assert "nothing to tune" in capsys.readouterr().out
+
+
+def test_each_kernel_is_compiled_once_before_a_tuning(tmp_path, monkeypatch):
+    """Fields share kernels and hard cases: none is compiled twice, candidates keep their place."""
+    pytest.importorskip("triton")
+    plan = []
+
+    class Compiles:
+        """In the place of the processes that compile."""
+
+        def __init__(self, *_, **__):
+            pass
+
+        def run(self, jobs):
+            plan.extend(entry for job in jobs for entry in job.entries)
+            return Outcome()
+
+    monkeypatch.setattr(tune, "Runner", Compiles)
+    arguments = parser().parse_args(
+        ["tune", "--backend", "triton", "--length", "64,96", "--heads", "2", "--head-size", "32",
+         "--state", "16", "--out", str(tmp_path)]
+    )  # fmt: skip
+    arguments.sides = read_sides(arguments)
+    fields = [
+        tune.candidates(pair, registry.COMPILE_ONLY, arguments) for pair in tune.pairs(arguments)
+    ]
+    tune.compile_all(
+        Console(quiet=True), arguments, Settings("tune"), fields, {"compute_capability": "9.0"}
+    )
+    names = [(entry.problem, json.dumps(entry.config, sort_keys=True)) for entry in plan]
+    assert len(names) == len(set(names))
+    placed = [entry for entry in plan if entry.place is not None]
+    assert set(placed_names(placed)) == set(placed_names(e for job in fields for e in job.entries))
+    assert len(plan) > len(placed)
+
+
+def placed_names(entries):
+    return [(entry.problem, json.dumps(entry.config), entry.place.index) for entry in entries]

@@ -135,6 +135,12 @@ def selective_state_update(state, x, dt, A, B, C, D=None, z=None, dt_bias=None, 
     return y[:, 0].to(x.dtype)
 
 
+def flashinfer_step(state, x, dt, A, B, C, D=None, dt_bias=None, **more):
+    """The same by FlashInfer, which wants one dtype of a head's parameters."""
+    assert D.dtype == dt_bias.dtype == dt.dtype
+    return selective_state_update(state, x, dt, A, B, C, D, dt_bias=dt_bias, **more)
+
+
 def gated_delta_rule(
     q, k, v, g, beta, scale=None, initial_state=None, output_final_state=False,
     use_qk_l2norm_in_kernel=False, use_gate_in_kernel=False, use_beta_sigmoid_in_kernel=False,
@@ -212,7 +218,7 @@ FUNCTIONS = {
         "chunk_gated_delta_rule": chunk_gated_delta_rule,
         "fused_recurrent_gated_delta_rule": fused_recurrent_gated_delta_rule,
     },
-    "flashinfer.mamba": {"selective_state_update": selective_state_update},
+    "flashinfer.mamba": {"selective_state_update": flashinfer_step},
     "flashinfer.gdn_prefill": {"chunk_gated_delta_rule": flashinfer_chunk},
     "flashinfer.gdn_decode": {
         "gated_delta_rule_decode_pretranspose": gated_delta_rule_decode_pretranspose

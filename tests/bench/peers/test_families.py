@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from mamba3_bench.bench import peers
+from mamba3_bench.bench.buffers import restore
 from mamba3_bench.bench.gate import Gate
 from mamba3_bench.bench.grid import Axes, problems
 from mamba3_bench.kernels import registry
@@ -45,6 +46,23 @@ def test_adapter_computes_its_problem(op, backend, carried, seed):
     """With a library that keeps its word, the result is as right as PyTorch's."""
     case = problem(op, initial_state=(carried,))
     verdict = judged(case, backend, seed)
+    assert verdict.status == "ok", verdict.reason
+
+
+@pytest.mark.parametrize(("op", "backend"), RIVALS)
+def test_adapter_takes_other_values_in_the_same_buffers(op, backend, seed):
+    """As after timing: a launch on refreshed arguments computes what the call holds then."""
+    case = problem(op)
+    call, gate = make_call(case, seed), Gate(make_call(case, seed + 1), seed)
+    implementation = registry.get(op, backend)
+    bound = implementation.bind(call, implementation.default(case, CPU))
+    bound.launch()
+    restore(call, gate.pristine)
+    call.poison()
+    bound.refresh()
+    bound.launch()
+    bound.collect()
+    verdict = gate.judge(call, rival=implementation.rival)
     assert verdict.status == "ok", verdict.reason
 
 
