@@ -43,6 +43,7 @@ LEAST_COLD = 2
 FASTEST = 5e12  # bytes/s that no call exceeds: with it, enough clones for TARGET_S are made
 LONGEST_S = 50e-3  # of a cold sample, where fewer clones are still cold
 CLONES = 300  # of 2 us and more, they last TARGET_S; each is put back and compared singly
+MOST_CLONES = 1000  # where so many are needed to be cold
 MEMORY_SHARE = 0.6  # of the free memory that clones may take
 
 
@@ -90,7 +91,9 @@ class Clones:
         self.least = math.ceil(LEAST_COLD * gpu.l2_bytes / touched)
         wanted = max(self.fewest, math.ceil(TARGET_S * FASTEST / touched))
         room = int(MEMORY_SHARE * gpu.free_bytes() / allocated_bytes(pristine))
-        self.calls = [pristine.clone() for _ in range(max(1, min(wanted, room, CLONES)))]
+        needed = self.least if self.least <= MOST_CLONES else 1
+        count = min(max(min(wanted, CLONES), needed), room)
+        self.calls = [pristine.clone() for _ in range(max(1, count))]
 
 
 class GraphBench:

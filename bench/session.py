@@ -169,19 +169,24 @@ def perform_on_ray(
 def make_slots(device: torch.device, kind: Kind, gpus: str | None = None) -> list[Slot]:
     """One slot per visible GPU, or for those of them named. On a CPU one to time, or one per core.
 
-    There each has one thread, or OMP_NUM_THREADS of them: on a busy machine, the threads of one
-    small operation wait for each other a hundred times longer than they work.
+    There each has one thread, several GPUs share the cores, or all have OMP_NUM_THREADS: on a busy
+    machine, the threads of one small operation wait for each other a hundred times longer than they
+    work.
     """
+    threads = os.environ.get("OMP_NUM_THREADS")
+    cores = len(os.sched_getaffinity(0))
     if device.type == "cuda" and kind != "resources":
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         count = torch.cuda.device_count()
         names = visible.split(",")[:count] if visible else [str(i) for i in range(count)]
         chosen = names if gpus is None else [names[i] for i in numbers_below(gpus, len(names))]
-        return [Slot("cuda:0", {"CUDA_VISIBLE_DEVICES": name}) for name in chosen]
+        own = {} if len(chosen) == 1 else {"OMP_NUM_THREADS": str(max(1, cores // len(chosen)))}
+        own = own if threads is None else {"OMP_NUM_THREADS": threads}
+        return [Slot("cuda:0", {"CUDA_VISIBLE_DEVICES": name, **own}) for name in chosen]
     if gpus is not None and kind != "resources":
         raise UsageError("--gpus: there is none in use; leave it out")
-    slot = Slot("cpu", {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")})
-    return [slot] * (1 if kind in ("sweep", "tune") else min(len(os.sched_getaffinity(0)), 4))
+    slot = Slot("cpu", {"OMP_NUM_THREADS": threads or "1"})
+    return [slot] * (1 if kind in ("sweep", "tune") else min(cores, 4))
 
 
 def numbers_below(text: str, count: int) -> list[int]:

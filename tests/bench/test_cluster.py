@@ -133,6 +133,21 @@ def test_gpus_by_number(gpus, visible, expected, monkeypatch):
     assert [slot.variables["CUDA_VISIBLE_DEVICES"] for slot in slots] == expected
 
 
+@pytest.mark.parametrize(
+    ("gpus", "given", "expected"),
+    [(None, None, "2"), ("0,2", None, "3"), ("1", None, None), (None, "5", "5"), ("1", "5", "5")],
+)
+def test_gpus_share_the_cores(gpus, given, expected, monkeypatch):
+    """Else the threads of their workers wait for each other; a number that is given counts."""
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 3)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: range(6))
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if given is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", given)
+    for slot in session.make_slots(torch.device("cuda"), "sweep", gpus):
+        assert slot.variables.get("OMP_NUM_THREADS") == expected
+
+
 @pytest.mark.parametrize("gpus", ["3", "a", ""])
 def test_a_gpu_that_is_not_there(gpus, monkeypatch):
     """It is an error with the numbers that there are."""

@@ -7,9 +7,17 @@ import pytest
 import torch
 
 from mamba3_bench.bench import graphs, sampler
+from mamba3_bench.bench.buffers import touched_bytes
 from mamba3_bench.bench.clocks import Reading
 from mamba3_bench.bench.gate import Gate
-from mamba3_bench.bench.graphs import FalseReplay, GraphBench, NotCaptured
+from mamba3_bench.bench.graphs import (
+    CLONES,
+    MOST_CLONES,
+    Clones,
+    FalseReplay,
+    GraphBench,
+    NotCaptured,
+)
 from mamba3_bench.bench.sampler import Throttled
 from mamba3_bench.kernels import registry
 from mamba3_bench.kernels.bound import Bound, Stages, direct
@@ -277,6 +285,19 @@ def test_rivals_are_interleaved_in_both_orders():
     del log[:]
     bench.sampler.block(replays, range(4), settle=False)
     assert "".join(log) == "abbaabba"
+
+
+@pytest.mark.parametrize(
+    ("times", "count"), [(0.5, CLONES), (CLONES, 2 * CLONES), (MOST_CLONES, CLONES)]
+)
+def test_small_calls_get_the_clones_that_make_them_cold(times, count):
+    """Twice the L2, if that takes no more than MOST_CLONES; else no more than are needed to time.
+
+    times: a call's bytes go so many times into the L2.
+    """
+    pristine = make_call(PREFILL, 0)
+    gpu = StandIn(l2_bytes=int(times * touched_bytes(pristine)))
+    assert len(Clones(pristine, gpu).calls) == count
 
 
 @pytest.mark.parametrize(("l2_bytes", "cold"), [(1 << 16, True), (1 << 40, False)])
