@@ -290,11 +290,12 @@ def test_rivals_are_interleaved_in_both_orders():
 @pytest.mark.parametrize(
     ("times", "count"), [(0.5, CLONES), (CLONES, 2 * CLONES), (MOST_CLONES, CLONES)]
 )
-def test_small_calls_get_the_clones_that_make_them_cold(times, count):
+def test_small_calls_get_the_clones_that_make_them_cold(times, count, monkeypatch):
     """Twice the L2, if that takes no more than MOST_CLONES; else no more than are needed to time.
 
     times: a call's bytes go so many times into the L2.
     """
+    monkeypatch.setattr(graphs, "FASTEST", 5e12)
     pristine = make_call(PREFILL, 0)
     gpu = StandIn(l2_bytes=int(times * touched_bytes(pristine)))
     assert len(Clones(pristine, gpu).calls) == count
