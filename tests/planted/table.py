@@ -108,6 +108,15 @@ def markdown(results, tuners):
     return "\n".join(lines) + "\n"
 
 
+def write(results, tuners, out):
+    """Write what is known so far; returns the table."""
+    text = markdown(results, [name for name in tuners if any(r["tuner"] == name for r in results)])
+    lines = [json.dumps(result) + "\n" for result in results]
+    (out / "table.jsonl").write_text("".join(lines))
+    (out / "table.md").write_text(text)
+    return text
+
+
 def main():
     """Run the tuners asked for and write the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -132,12 +141,10 @@ def main():
     with ThreadPoolExecutor(8) as pool:
         mine = [pool.submit(apart, *group) for group in groups]
         results = [result for future in mine for result in future.result()]
+    text = write(results, tuners, arguments.out)
     if "ours" in tuners and steps.DEVICE == "cuda":
         results += ours(arguments.out, arguments.timeout)
-    text = markdown(results, [name for name in tuners if any(r["tuner"] == name for r in results)])
-    lines = [json.dumps(result) + "\n" for result in results]
-    (arguments.out / "table.jsonl").write_text("".join(lines))
-    (arguments.out / "table.md").write_text(text)
+        text = write(results, tuners, arguments.out)
     sys.stdout.write(text)
 
 
