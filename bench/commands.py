@@ -71,7 +71,7 @@ def run(arguments: argparse.Namespace, given: Sequence[str]) -> int:
                 return measure(page, arguments, given)
     except OptionError as error:
         raise UsageError(str(error)) from error
-    except (RunError, ImportError) as error:
+    except (RunError, ImportError, OSError) as error:  # OSError: a folder that cannot be written
         page.print(f"[bold red]error[/]: {escape(str(error))}", soft_wrap=True)
         return WRONG
 

@@ -86,6 +86,15 @@ def test_missing_plugin(line, capsys):
     assert line.split()[-1].split(".")[0] in said
 
 
+@pytest.mark.parametrize("command", ["check", "sweep", "selftest"])
+def test_a_folder_that_cannot_be_made(command, tmp_path, capsys):
+    """One line and exit code 1, no traceback: a file is in the way."""
+    (tmp_path / "file").touch()
+    line = [command, "--out", str(tmp_path / "file" / "out"), "--device", "cpu"]
+    assert main([*line, "--backend", "torch"]) == 1
+    assert "error: " in capsys.readouterr().out
+
+
 def jobs(line):
     """The jobs of a command line."""
     arguments = parser().parse_args(line.split())
