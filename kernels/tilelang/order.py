@@ -44,6 +44,19 @@ def dim_of(position: Index, N: int, S: int, half: bool) -> Index:
     return rotated + place // (2 * pairs) * (passing - rotated)
 
 
+def runs_of(N: int, S: int, half: bool) -> list[list[int]]:
+    """The places of eight positions in runs of neighbouring dims: 2, 4 or 8, the first of them a
+    multiple of so many."""
+    dims = [dim_of(place, N, S, half) for place in range(8)]
+    runs: list[list[int]] = []
+    for place in sorted(range(8), key=dims.__getitem__):
+        if runs and dims[place] == dims[runs[-1][-1]] + 1:
+            runs[-1].append(place)
+        else:
+            runs.append([place])
+    return runs
+
+
 def thread_of(p: Index, token: Index, R: int) -> Index:
     """The thread that holds row p of a token's columns in an accumulator of 64 rows a group."""
     return p // 16 * 32 + p % 8 * 4 + (token % 8 // 2 if R == 1 else token % 4)

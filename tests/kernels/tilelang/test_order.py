@@ -11,6 +11,7 @@ from mamba3_bench.kernels.tilelang.order import (
     dim_of,
     place_of,
     rank_of,
+    runs_of,
     thread_of,
     token_of,
 )
@@ -57,3 +58,18 @@ def test_positions_hold_pairs_together(N: int, share: int, half: bool) -> None:
             u, v = dims[8 * eight + 2 * i : 8 * eight + 2 * i + 2]
             pair = eight * pairs + i
             assert (u, v) == ((pair, pair + N // 2) if half else (2 * pair, 2 * pair + 1))
+
+
+@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize(("N", "share"), itertools.product((32, 64, 128, 256), (4, 2)))
+def test_runs_are_neighbours_in_memory(N: int, share: int, half: bool) -> None:
+    """In every eight positions a run is 2, 4 or 8 dims, one load that starts on its own size."""
+    S = N // share
+    runs = runs_of(N, S, half)
+    assert sorted(itertools.chain(*runs)) == list(range(8))
+    for run, eight in itertools.product(runs, range(N // 8)):
+        first = dim_of(8 * eight + run[0], N, S, half)
+        assert len(run) in (2, 4, 8)
+        assert first % len(run) == 0
+        dims = [dim_of(8 * eight + place, N, S, half) for place in run]
+        assert dims == list(range(first, first + len(run)))
