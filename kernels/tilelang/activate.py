@@ -9,7 +9,7 @@ import tilelang.language as T
 
 from .facts import Facts
 from .functions import LOG2_E, sequence, sigmoid, softplus
-from .order import column_of, dim_of, runs_of
+from .order import column_of, dim_of, rate_of, runs_of
 
 THREADS = 128
 HEADS = 32  # of one block that computes gates
@@ -73,7 +73,8 @@ def activate_kernel(facts: Facts):
     """One block per (chunk of a sequence, part): a group of b or c, a rate, or HEADS heads.
 
     bc (2, slots, G, C R, N): normalised b and c, rows by column, dims by position.
-    rate (slots, RATES, S, C): tanh(theta) / 2, the turns per unit of step size.
+    rate (slots, RATES, S, C): tanh(theta) / 2, the turns per unit of step size, tokens by
+    `rate_of`.
     gates (slots, H, 4, C): D, gamma = lam D, the column weight w, and log2 of the decay since the
     chunk's start.
     """
@@ -150,7 +151,7 @@ def activate_kernel(facts: Facts):
                         u = T.if_then_else(
                             start + i < stop, T.cast(theta[start + i, i_r * S + s], "float32"), 0.0
                         )
-                        rate[slot, i_r, s, i] = 0.5 * T.tanh(u)
+                        rate[slot, i_r, s, rate_of(s, i, C)] = 0.5 * T.tanh(u)
                 else:
                     i_h0 = (i_part - 2 * G - RATES) * HEADS
                     j = tid % HEADS

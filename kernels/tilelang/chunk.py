@@ -7,7 +7,7 @@ import tilelang.language as T
 
 from .facts import COLUMNS
 from .functions import RADIANS, turns_of
-from .order import column_of, dim_of, token_of
+from .order import column_of, dim_of, rate_of, token_of
 
 EIGHT = tuple(range(8))
 MOVERS = 128  # threads of `scan` that bring and turn k and q
@@ -34,14 +34,17 @@ def holds_turns(facts, tid, threads):
 
 @T.macro
 def load_bias(facts, source, target, part, i_h, tid, threads):
-    """A head's bias of b or c into target[part], ranks by dims by position."""
+    """A head's bias of b or c into target[part] (R, 2, N / 2): of each eight positions the first
+    four, then the last four. So lanes that load 16 bytes of either find them side by side."""
     group = facts.N // 8
     for step in T.serial(T.ceildiv(facts.R * group, threads)):
         i = step * threads + tid
         if i < facts.R * group:
             for e in EIGHT:
                 dim = dim_of(i % group * 8 + e, facts.N, facts.S, facts.half)
-                target[part, i // group, i % group * 8 + e] = source[i_h, i // group, dim]
+                target[part, i // group, e // 4, i % group * 4 + e % 4] = source[
+                    i_h, i // group, dim
+                ]
 
 
 @T.macro
@@ -63,7 +66,9 @@ def advance(
     if holds_turns(facts, tid, threads):
         before[0] = 0
         for j in T.unroll(length):
-            before[0] += turns_of(gate_shared[half, 0, i_t + j] * rate_shared[i_s, i_t + j])
+            before[0] += turns_of(
+                gate_shared[half, 0, i_t + j] * rate_shared[i_s, rate_of(i_s, i_t + j, facts.C)]
+            )
             run[j] = before[0]
         for e in tuple(range(spread.bit_length() - 1)):
             other[0] = T.shfl_up(before[0], lanes << e)
@@ -144,13 +149,20 @@ def keeps_bias(facts, threads):
 
 
 @T.macro
+def bias_of(bias_shared, part, rank, i_8, bias_local):
+    """The biases of eight positions, into registers."""
+    for four in tuple(range(2)):
+        for e in T.vectorized(4):
+            bias_local[part, four * 4 + e] = bias_shared[part, rank, four, i_8 * 4 + e]
+
+
+@T.macro
 def keep_bias(facts, bias_shared, biased, bias_local, tid, threads):
     """The biases of a thread that turns columns of one rank, into registers."""
     group = facts.N // 8
     for part in tuple(range(len(biased))):
         if biased[part] and keeps_bias(facts, threads):
-            for e in T.vectorized(8):
-                bias_local[part, e] = bias_shared[part, tid // group % facts.R, tid % group * 8 + e]
+            bias_of(bias_shared, part, tid // group % facts.R, tid % group, bias_local)
 
 
 @T.macro
@@ -196,8 +208,7 @@ def turn_tiles(facts, tiles, stage, bias_shared, biased, bias_local, angle_share
                     raw_local, (step + ahead) * count + part, cos_sin, step + ahead,
                 )  # fmt: skip
             if biased[part] and not keeps_bias(facts, threads):
-                for e in T.vectorized(8):
-                    bias_local[part, e] = bias_shared[part, row % R, i_8 * 8 + e]
+                bias_of(bias_shared, part, row % R, i_8, bias_local)
             slot, angle = (step * count + part) % 3, step % (ahead + 1)
             turn(facts, raw_local, slot, part, bias_local, biased[part], cos_sin, angle)
             for e in T.vectorized(8):

@@ -67,3 +67,13 @@ def place_of(p: Index, token: Index, R: int) -> Index:
     if R == 1:
         return token // 8 * 4 + p % 16 // 8 * 2 + token % 2
     return token // 4 * 2 + p % 16 // 8
+
+
+def rate_of(pair: Index, token: Index, C: int) -> Index:
+    """Where a pair's row of C angle rates keeps a token's.
+
+    Four tokens are 16 bytes; they change places from pair to pair, so that eight lanes that load
+    the same tokens of neighbouring pairs find them in distinct banks.
+    """
+    fours = C // 4  # 16 bytes each
+    return (token // 4 ^ pair // max(8 // fours, 1) % fours) * 4 + token % 4

@@ -279,7 +279,7 @@ def scan_kernel(facts: Facts, blocks: int, stages: int, registers: int):
             mimo_shared = T.alloc_shared((3, rows, R), "float32")
             angle_shared = T.alloc_shared((C, 2 * S + 4), "float32")  # a pad for the banks
             scratch_shared = T.alloc_shared((max(2 * S, sums),), "float32")
-            bias_shared = T.alloc_shared((2, R, N), "float32")
+            bias_shared = T.alloc_shared((2, R, 2, N // 2), "float32")
             full = T.alloc_barrier([multipliers] * stages)  # k, q, x and z are there
             known = T.alloc_barrier([MOVERS])  # gates and rates are
             ready = T.alloc_barrier([MOVERS] * stages)  # turned, and the scores

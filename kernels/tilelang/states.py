@@ -70,7 +70,7 @@ def states_kernel(facts: Facts, blocks: int, stages: int):
             factor_shared = T.alloc_shared((1, 2, C), "float32")  # the second of two
             mimo_shared = T.alloc_shared((1, facts.rows, R), "float32")
             angle_shared = T.alloc_shared((C, 2 * S + 4), "float32")  # a pad for the banks
-            bias_shared = T.alloc_shared((1, R, N), "float32")
+            bias_shared = T.alloc_shared((1, R, 2, N // 2), "float32")
             bias_local = T.alloc_local((1, 8), "float32")
             full = T.alloc_barrier([threads] * stages)  # k and x are there
             known = T.alloc_barrier([threads])  # gates and rates are

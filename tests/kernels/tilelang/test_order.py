@@ -11,6 +11,7 @@ from mamba3_bench.kernels.tilelang.order import (
     dim_of,
     place_of,
     rank_of,
+    rate_of,
     runs_of,
     thread_of,
     token_of,
@@ -73,3 +74,17 @@ def test_runs_are_neighbours_in_memory(N: int, share: int, half: bool) -> None:
         assert first % len(run) == 0
         dims = [dim_of(8 * eight + place, N, S, half) for place in run]
         assert dims == list(range(first, first + len(run)))
+
+
+@pytest.mark.parametrize("R", RANKS)
+def test_rates_of_neighbouring_pairs_lie_in_distinct_banks(R: int) -> None:
+    """A row keeps each token once, four side by side; eight pairs' are in eight times 16 bytes."""
+    C = 64 // R
+    for pair in range(128):
+        assert sorted(rate_of(pair, t, C) for t in range(C)) == list(range(C))
+        for t in range(0, C, 4):
+            first = rate_of(pair, t, C)
+            assert [rate_of(pair, t + e, C) for e in range(4)] == list(range(first, first + 4))
+    for pair, t in itertools.product(range(0, 128, 8), range(0, C, 4)):
+        places = {((pair + i) * C + rate_of(pair + i, t, C)) // 4 % 8 for i in range(8)}
+        assert places == set(range(8))
