@@ -69,6 +69,16 @@ def place_of(p: Index, token: Index, R: int) -> Index:
     return token // 4 * 2 + p % 16 // 8
 
 
+def token_in(row: Index, R: int) -> Index:
+    """Eight tokens as rows of a matrix: the two of one thread side by side."""
+    return row if R == 1 else row % 2 * 4 + row // 2
+
+
+def pair_place(p: Index, token: Index, R: int) -> Index:
+    """Where that thread keeps the token if it comes by matrices of eight tokens and eight rows."""
+    return token // 8 * 4 + p % 16 // 8 * 2 + (token % 2 if R == 1 else token % 8 // 4)
+
+
 def rate_of(pair: Index, token: Index, C: int) -> Index:
     """Where a pair's row of C angle rates keeps a token's.
 

@@ -31,11 +31,13 @@ from .fragments import (
     ROWS,
     by_column,
     by_half,
+    by_pair,
     by_rank,
     by_token,
     inputs,
     project,
     scale,
+    transpose,
     weigh,
     weights,
 )
@@ -153,7 +155,7 @@ def gate_units(facts):
 
 
 @T.macro
-def gate(facts, z_shared, stage, gate_frag, down_frag, product_frag):
+def gate(facts, z_frag, gate_frag, down_frag, product_frag):
     """product_frag (P, C R) = mimo_o silu(z mimo_z), of those that there are.
 
     For bfloat16, u = v / 2: mimo_o silu(v) = mimo_o (u + u tanh u), one instruction of the special
@@ -164,7 +166,7 @@ def gate(facts, z_shared, stage, gate_frag, down_frag, product_frag):
         for r in T.unroll(facts.R):
             column = column_of(t, r, facts.R)
             if "z" in facts.optional:
-                u = T.cast(z_shared[stage, t, p % facts.P], "float32") * gate_frag[p, r]
+                u = T.cast(z_frag[p, t], "float32") * gate_frag[p, r]
                 if facts.dtype == "bfloat16":
                     w = down_frag[p, r] * u
                     product_frag[p, column] = w + w * T.tanh(u)
@@ -387,6 +389,7 @@ def scan_kernel(facts: Facts, blocks: int, stages: int, registers: int):
                     y_frag = T.alloc_fragment((rows, COLUMNS), "float32")
                     x_frag = T.alloc_fragment((rows, COLUMNS), dtype)
                     w_frag = T.alloc_fragment((rows, COLUMNS), dtype)
+                    raw_frag = T.alloc_fragment((rows, C), dtype)  # x, then z
                     in_frag = T.alloc_fragment((rows, C), "float32")
                     out_frag = T.alloc_fragment((rows, C), "float32")
                     up_frag = T.alloc_fragment((rows, R), "float32")
@@ -395,6 +398,7 @@ def scan_kernel(facts: Facts, blocks: int, stages: int, registers: int):
                     product_frag = T.alloc_fragment((rows, COLUMNS), "float32")
                     square_frag = T.alloc_fragment((rows // 2, COLUMNS), "float32")
                     T.annotate_layout({
+                        raw_frag: by_pair(facts),
                         in_frag: by_token(facts),
                         out_frag: by_token(facts),
                         up_frag: by_rank(facts),
@@ -448,7 +452,7 @@ def scan_kernel(facts: Facts, blocks: int, stages: int, registers: int):
                                 y_frag, transpose_B=True, clear_accum=part == 0, policy=ROWS,
                             )  # fmt: skip
                         # y_i = e^{s_i} q_i S + sum_j M_ij (q_i . k_j) x_j
-                        inputs(facts, x_shared, stage, left - i * C, in_frag)
+                        inputs(facts, x_shared, stage, left - i * C, tid, raw_frag, in_frag)
                         weights(facts, mimo_shared, 0, up_frag)
                         scale(facts, in_frag, up_frag, x_frag)
                         T.wait_wgmma(0)
@@ -462,7 +466,9 @@ def scan_kernel(facts: Facts, blocks: int, stages: int, registers: int):
                         T.wgmma_gemm(w_frag, k_shared[stage, 0:COLUMNS, 0:N], h_frag, policy=ROWS)
                         weights(facts, mimo_shared, 1, gate_frag)
                         weights(facts, mimo_shared, 2, down_frag)
-                        gate(facts, z_shared, stage, gate_frag, down_frag, product_frag)
+                        if has_z:
+                            transpose(facts, z_shared, stage, tid, raw_frag)
+                        gate(facts, raw_frag, gate_frag, down_frag, product_frag)
                         T.wait_wgmma(1)  # the rest needs y alone
                         if has_d:
                             weights(facts, mimo_shared, 0, up_frag)

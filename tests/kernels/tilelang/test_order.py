@@ -9,11 +9,13 @@ pytest.importorskip("tilelang", reason="needs tilelang")
 from mamba3_bench.kernels.tilelang.order import (
     column_of,
     dim_of,
+    pair_place,
     place_of,
     rank_of,
     rate_of,
     runs_of,
     thread_of,
+    token_in,
     token_of,
 )
 
@@ -44,6 +46,19 @@ def test_a_thread_holds_all_ranks_of_its_tokens(R: int) -> None:
         seen.add((thread_of(p, t, R), place_of(p, t, R)))
     assert len(seen) == 128 * (64 // R)
     assert {place for _, place in seen} == set(range(2 * (64 // R) // 4))
+
+
+@pytest.mark.parametrize("R", RANKS)
+def test_matrices_bring_a_thread_its_tokens(R: int) -> None:
+    """ldmatrix with .trans, by the PTX manual: a lane gets column lane / 4 of rows 2 (lane % 4) and
+    2 (lane % 4) + 1, which are tokens here."""
+    for warp, lane, part, half, e in itertools.product(
+        range(4), range(32), range(8 // R), range(2), range(2)
+    ):
+        p = warp * 16 + half * 8 + lane // 4
+        token = part * 8 + token_in(2 * (lane % 4) + e, R)
+        assert thread_of(p, token, R) == warp * 32 + lane
+        assert pair_place(p, token, R) == part * 4 + half * 2 + e
 
 
 @pytest.mark.parametrize("half", [False, True])
