@@ -105,14 +105,6 @@ def inputs(facts, x_shared, stage, left, tid, raw_frag, in_frag):
 
 
 @T.macro
-def scale(facts, in_frag, up_frag, x_frag):
-    """x_frag (P, C R) = X, rounded."""
-    for p, t in T.Parallel(facts.rows, facts.C):
-        for r in T.unroll(facts.R):
-            x_frag[p, column_of(t, r, facts.R)] = in_frag[p, t] * up_frag[p, r]
-
-
-@T.macro
 def weigh(facts, in_frag, factor_shared, stage, up_frag, w_frag):
     """w_frag (P, C R) = w_j e^{s_C - s_j} X, rounded."""
     for p, t in T.Parallel(facts.rows, facts.C):
