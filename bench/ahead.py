@@ -8,7 +8,7 @@ fails here fails again in its own row, with its reason.
 
 import os
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -73,11 +73,14 @@ def rehearse(
         count = beside(entry.problem.bytes, environment.get("memory_bytes"))
         together.setdefault(count, []).append(Job((entry,)))
     rehearsing = replace(settings, kind="rehearse")
+    cores = len(os.sched_getaffinity(0))
     for most, jobs in together.items():
-        count = min(most, len(jobs), len(os.sched_getaffinity(0)) - 2)
+        count = min(most, len(jobs), cores - 2)
         if count > 1:
+            threads = {"OMP_NUM_THREADS": str(cores // count)}
+            slots = [replace(slot, variables=slot.variables | threads)] * count
             watch = Quiet("rehearsed", progress)
-            _run(Runner(rehearsing, [slot] * count, None, watch, timeout_s=timeout_s), jobs)
+            _run(Runner(rehearsing, slots, None, watch, timeout_s=timeout_s), jobs)
 
 
 def beside(nbytes: int, memory: int | None) -> int:
@@ -99,16 +102,23 @@ def compile_jobs(left: Sequence[Job], gpu: str | None = None) -> list[Job]:
 
     gpu: the name of the GPU whose tuned configs count where none is named.
     """
-    asked: dict[tuple[Problem, str, str], Job] = {}
+    asked = []
     for entry in (entry for job in left for entry in job.entries):
         config = _config(entry, gpu)
         if config is not None:
             cases = family(entry.problem.op).hard_cases(entry.problem)
             for problem in (*(case.problem for case in cases), entry.problem):
-                key = (problem, entry.backend, str(config))
-                asked[key] = Job((Entry(problem, entry.backend, config),))
-    jobs = list(asked.values())
-    # neighbours on an axis often share a kernel: apart, they are not compiled twice at once
+                asked.append(Entry(problem, entry.backend, config))
+    return once_each(asked)
+
+
+def once_each(entries: Iterable[Entry]) -> list[Job]:
+    """One job per distinct problem, backend and config, of equal entries the first, in an order in
+    which neighbours on an axis, which often share a kernel, are not compiled twice at once."""
+    distinct: dict[str, Job] = {}
+    for job in (Job((entry,)) for entry in entries):
+        distinct.setdefault(job.match, job)
+    jobs = list(distinct.values())
     random.Random(0).shuffle(jobs)
     return jobs
 

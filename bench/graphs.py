@@ -152,8 +152,8 @@ class GraphBench:
         warm = [summarise(spent, raw.dropped) for spent in raw.spent]
         clock = clock or raw.sm_clock_mhz
         return [
-            Times("cuda", cold.get(i), warm[i], self._host(one), clock)
-            for i, one in enumerate(self.contenders)
+            Times("cuda", cold.get(i), its_warm, self._host(one), clock)
+            for i, (one, its_warm) in enumerate(zip(self.contenders, warm, strict=True))
         ]
 
     def lap(self, indices: Sequence[int], budget_s: float) -> list[list[float]]:

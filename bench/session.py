@@ -180,8 +180,9 @@ def make_slots(device: torch.device, kind: Kind, gpus: str | None = None) -> lis
         count = torch.cuda.device_count()
         names = visible.split(",")[:count] if visible else [str(i) for i in range(count)]
         chosen = names if gpus is None else [names[i] for i in numbers_below(gpus, len(names))]
-        own = {} if len(chosen) == 1 else {"OMP_NUM_THREADS": str(max(1, cores // len(chosen)))}
-        own = own if threads is None else {"OMP_NUM_THREADS": threads}
+        if threads is None and len(chosen) > 1:
+            threads = str(max(1, cores // len(chosen)))
+        own = {} if threads is None else {"OMP_NUM_THREADS": threads}
         return [Slot("cuda:0", {"CUDA_VISIBLE_DEVICES": name, **own}) for name in chosen]
     if gpus is not None and kind != "resources":
         raise UsageError("--gpus: there is none in use; leave it out")

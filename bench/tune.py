@@ -27,7 +27,7 @@ from ..kernels import lookup, registry
 from ..kernels.family import Problem, family
 from ..kernels.registry import DEFAULT, Config, config_dict
 from . import export, plugins, records, shipping, show
-from .ahead import COMPILED_FOR, Quiet
+from .ahead import COMPILED_FOR, Quiet, once_each
 from .cover import Cover
 from .fields import Decision, Field, decide, read
 from .hardware import environment
@@ -164,11 +164,7 @@ def compile_all(
                 cases = family(entry.problem.op).hard_cases(entry.problem)
                 problems = dict.fromkeys(case.problem for case in cases)
                 wanted += [replace(entry, problem=problem, place=None) for problem in problems]
-    distinct: dict[str, Job] = {}  # a candidate's own entry before the same as a hard case
-    for job in (Job((entry,)) for entry in wanted):
-        distinct.setdefault(job.match, job)
-    jobs = list(distinct.values())
-    random.Random(0).shuffle(jobs)  # neighbours share kernels: apart, they are compiled once
+    jobs = once_each(wanted)  # the entries of candidates are first: they keep their places
     cores = len(os.sched_getaffinity(0))
     slots = [Slot("cpu", {"OMP_NUM_THREADS": "1"})] * max(1, min(len(jobs), cores))
     with show.Watch(page, "compile") as watch:
