@@ -7,7 +7,7 @@ import tilelang.language as T
 
 from .facts import COLUMNS
 from .functions import RADIANS, turns_of
-from .order import column_of, dim_of, token_of
+from .order import column_of, dim_of, rate_of, token_of
 
 EIGHT = tuple(range(8))
 MOVERS = 128  # threads of `scan` that bring and turn k and q
@@ -34,14 +34,17 @@ def holds_turns(facts, tid, threads):
 
 @T.macro
 def load_bias(facts, source, target, part, i_h, tid, threads):
-    """A head's bias of b or c into target[part], ranks by dims by position."""
+    """A head's bias of b or c into target[part] (R, 2, N / 2): of each eight positions the first
+    four, then the last four. So lanes that load 16 bytes of either find them side by side."""
     group = facts.N // 8
     for step in T.serial(T.ceildiv(facts.R * group, threads)):
         i = step * threads + tid
         if i < facts.R * group:
             for e in EIGHT:
                 dim = dim_of(i % group * 8 + e, facts.N, facts.S, facts.half)
-                target[part, i // group, i % group * 8 + e] = source[i_h, i // group, dim]
+                target[part, i // group, e // 4, i % group * 4 + e % 4] = source[
+                    i_h, i // group, dim
+                ]
 
 
 @T.macro
@@ -63,7 +66,9 @@ def advance(
     if holds_turns(facts, tid, threads):
         before[0] = 0
         for j in T.unroll(length):
-            before[0] += turns_of(gate_shared[half, 0, i_t + j] * rate_shared[i_s, i_t + j])
+            before[0] += turns_of(
+                gate_shared[half, 0, i_t + j] * rate_shared[i_s, rate_of(i_s, i_t + j, facts.C)]
+            )
             run[j] = before[0]
         for e in tuple(range(spread.bit_length() - 1)):
             other[0] = T.shfl_up(before[0], lanes << e)
@@ -80,30 +85,88 @@ def advance(
             angle_shared[i_t + j, 2 * i_s + 1] = T.sin(angle)
 
 
+def deferred(facts):
+    """By how many powers of two h may fall before its decay is carried out.
+
+    What is deferred makes x and h larger, so float16 has little room for it.
+    """
+    return 64.0 if facts.dtype == "bfloat16" else 2.0
+
+
+def falls_far(facts, gate_shared, half):
+    """Whether a chunk alone falls by more than can be deferred."""
+    return gate_shared[half, 3, facts.C - 1] < -deferred(facts)
+
+
 @T.macro
-def prepare(facts, gate_shared, half, factor_shared, stage, tid):
-    """factor_shared (stages, 2, C): e^{s_i}, and w_j e^{s_C - s_j}."""
+def prepare(facts, gate_shared, half, factor_shared, fall_shared, stage, scale, tid):
+    """factor_shared (stages, 3, C): e^{S + s_i}, by which y_i is multiplied, what x_j is, and
+    e^{-S - s_i}. fall_shared (stages, 2): what h is multiplied by before and after it is read.
+
+    scale (1), a register: S in powers of two.
+    """
     C = facts.C
+    fall = T.alloc_var("float32", init=gate_shared[half, 3, C - 1])
+    before = T.alloc_var("float32", init=1.0)
+    if scale[0] + fall < -deferred(facts):
+        before = T.exp2(scale[0])
+        scale[0] = 0.0
+    far = falls_far(facts, gate_shared, half)
+    if tid == 0:
+        fall_shared[stage, 0] = before
+        fall_shared[stage, 1] = T.if_then_else(far, T.exp2(fall), 1.0)
     if tid < C:
-        s = T.alloc_var("float32", init=gate_shared[half, 3, tid])
-        late = T.alloc_var("float32", init=gate_shared[half, 3, C - 1] - s)
-        late = gate_shared[half, 2, tid] * T.exp2(late)
-        factor_shared[stage, 0, tid] = T.exp2(s)
-        factor_shared[stage, 1, tid] = late
+        s = T.alloc_var("float32", init=scale[0] + gate_shared[half, 3, tid])
+        back = T.alloc_var("float32", init=T.exp2(-s))
+        late = gate_shared[half, 2, tid] * back
+        factor_shared[stage, 0, tid] = T.if_then_else(far, 1.0, T.exp2(s))
+        factor_shared[stage, 1, tid] = T.if_then_else(far, 1.0, late)
+        factor_shared[stage, 2, tid] = T.if_then_else(far, 1.0, back)
+    scale[0] = T.if_then_else(far, 0.0, scale[0] + fall)
 
 
 @T.macro
-def mask(facts, gate_shared, half, score_frag):
-    """score_frag (C R of k, C R of q) *= M: w_j e^{s_i - s_j} for j < i, gamma_i for j = i."""
+def mask(facts, gate_shared, half, mask_frag):
+    """mask_frag (C R of k, C of q) = 1 for j < i, gamma_i / w_i for j = i."""
+    for m, i in T.Parallel(COLUMNS, facts.C):
+        j = token_of(m, facts.R)
+        same = gate_shared[half, 1, j] / T.max(gate_shared[half, 2, j], T.float32(1e-37))
+        mask_frag[m, i] = T.Select(i > j, T.float32(1), T.Select(i == j, same, T.float32(0)))
+
+
+@T.macro
+def mask_far(facts, gate_shared, half, mask_frag):
+    """mask_frag (C R of k, C of q) = M: w_j e^{s_i - s_j} for j < i, gamma_i for j = i."""
     for m, i in T.Parallel(COLUMNS, facts.C):
         j = token_of(m, facts.R)
         fall = T.exp2(gate_shared[half, 3, i] - gate_shared[half, 3, j])
-        before = gate_shared[half, 2, j] * fall
-        gamma = gate_shared[half, 1, j]
-        same = T.Select(i == j, gamma, T.float32(0))
-        weight = T.Select(i > j, before, same)
-        for r in T.unroll(facts.R):
-            score_frag[m, column_of(i, r, facts.R)] *= weight
+        same = T.Select(i == j, gate_shared[half, 1, j], T.float32(0))
+        mask_frag[m, i] = T.Select(i > j, gate_shared[half, 2, j] * fall, same)
+
+
+@T.macro
+def fade(facts, k_shared, q_shared, stage, gate_shared, half, tid, threads):
+    """q_i *= e^{s_i}, k_j *= w_j e^{s_C - s_j}, in place: for a chunk that falls far."""
+    group = facts.N // 8
+    raw_local = T.alloc_local((2, 8), facts.dtype)
+    for step in T.serial(COLUMNS * group // threads):
+        row = step * (threads // group) + tid // group
+        i_8 = tid % group
+        token = token_of(row, facts.R)
+        s = T.alloc_var("float32", init=gate_shared[half, 3, token])
+        late = T.alloc_var("float32", init=T.exp2(gate_shared[half, 3, facts.C - 1] - s))
+        late = late * gate_shared[half, 2, token]
+        for e in T.vectorized(8):
+            raw_local[0, e] = q_shared[stage, row, i_8 * 8 + e]
+        for e in T.vectorized(8):
+            raw_local[1, e] = k_shared[stage, row, i_8 * 8 + e]
+        for e in EIGHT:
+            raw_local[0, e] = T.cast(raw_local[0, e], "float32") * T.exp2(s)
+            raw_local[1, e] = T.cast(raw_local[1, e], "float32") * late
+        for e in T.vectorized(8):
+            q_shared[stage, row, i_8 * 8 + e] = raw_local[0, e]
+        for e in T.vectorized(8):
+            k_shared[stage, row, i_8 * 8 + e] = raw_local[1, e]
 
 
 @T.macro
@@ -144,13 +207,20 @@ def keeps_bias(facts, threads):
 
 
 @T.macro
+def bias_of(bias_shared, part, rank, i_8, bias_local):
+    """The biases of eight positions, into registers."""
+    for four in tuple(range(2)):
+        for e in T.vectorized(4):
+            bias_local[part, four * 4 + e] = bias_shared[part, rank, four, i_8 * 4 + e]
+
+
+@T.macro
 def keep_bias(facts, bias_shared, biased, bias_local, tid, threads):
     """The biases of a thread that turns columns of one rank, into registers."""
     group = facts.N // 8
     for part in tuple(range(len(biased))):
         if biased[part] and keeps_bias(facts, threads):
-            for e in T.vectorized(8):
-                bias_local[part, e] = bias_shared[part, tid // group % facts.R, tid % group * 8 + e]
+            bias_of(bias_shared, part, tid // group % facts.R, tid % group, bias_local)
 
 
 @T.macro
@@ -196,8 +266,7 @@ def turn_tiles(facts, tiles, stage, bias_shared, biased, bias_local, angle_share
                     raw_local, (step + ahead) * count + part, cos_sin, step + ahead,
                 )  # fmt: skip
             if biased[part] and not keeps_bias(facts, threads):
-                for e in T.vectorized(8):
-                    bias_local[part, e] = bias_shared[part, row % R, i_8 * 8 + e]
+                bias_of(bias_shared, part, row % R, i_8, bias_local)
             slot, angle = (step * count + part) % 3, step % (ahead + 1)
             turn(facts, raw_local, slot, part, bias_local, biased[part], cos_sin, angle)
             for e in T.vectorized(8):

@@ -8,7 +8,7 @@ import tilelang.language as T
 from tilelang.layout import Fragment
 
 from .facts import COLUMNS
-from .order import column_of, place_of, thread_of
+from .order import column_of, pair_place, place_of, thread_of, token_in
 
 ROWS = T.GemmWarpPolicy.FullRow  # every warp group its own 64 rows
 
@@ -19,6 +19,15 @@ def by_token(facts):
         (facts.rows, facts.C),
         forward_thread_fn=lambda p, t: thread_of(p, t, facts.R),
         forward_index_fn=lambda p, t: place_of(p, t, facts.R),
+    )
+
+
+def by_pair(facts):
+    """The layout of a (P, C) fragment that is loaded by matrices of 8 tokens."""
+    return Fragment(
+        (facts.rows, facts.C),
+        forward_thread_fn=lambda p, t: thread_of(p, t, facts.R),
+        forward_index_fn=lambda p, t: pair_place(p, t, facts.R),
     )
 
 
@@ -70,19 +79,29 @@ def weights(facts, mimo_shared, part, target_frag):
 
 
 @T.macro
-def inputs(facts, x_shared, stage, left, in_frag):
-    """x in float32: zero past the sequence's end and past row P."""
-    for p, t in T.Parallel(facts.rows, facts.C):
-        x = T.cast(x_shared[stage, t, p % facts.P], "float32")
-        in_frag[p, t] = T.if_then_else(T.And(t < left, p < facts.P), x, 0.0)
+def transpose(facts, tile_shared, stage, tid, raw_frag):
+    """raw_frag (P, C) = a stage of x or z (C, P).
+
+    A load brings two matrices of 8 tokens by 8 rows, lanes 0 to 15 say where each token lies. Lane
+    l gets the tokens that lanes 2 (l % 4) and 2 (l % 4) + 1 name, of row l / 4.
+    """
+    lane = tid % 32
+    for part in tuple(range(facts.C // 8)):
+        token = part * 8 + token_in(lane % 8, facts.R)
+        row = (tid // 32 * 16 + lane // 8 % 2 * 8) % facts.P
+        T.call_extern(
+            "handle", "tl::ptx_ldmatrix_x2_trans", T.address_of(tile_shared[stage, token, row]),
+            T.address_of(raw_frag[0, part * 8]),
+        )  # fmt: skip
 
 
 @T.macro
-def scale(facts, in_frag, up_frag, x_frag):
-    """x_frag (P, C R) = X, rounded."""
+def inputs(facts, x_shared, stage, left, tid, raw_frag, in_frag):
+    """x in float32: zero past the sequence's end and past row P."""
+    transpose(facts, x_shared, stage, tid, raw_frag)
     for p, t in T.Parallel(facts.rows, facts.C):
-        for r in T.unroll(facts.R):
-            x_frag[p, column_of(t, r, facts.R)] = in_frag[p, t] * up_frag[p, r]
+        x = T.cast(raw_frag[p, t], "float32")
+        in_frag[p, t] = T.if_then_else(T.And(t < left, p < facts.P), x, 0.0)
 
 
 @T.macro

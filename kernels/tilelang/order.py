@@ -44,6 +44,19 @@ def dim_of(position: Index, N: int, S: int, half: bool) -> Index:
     return rotated + place // (2 * pairs) * (passing - rotated)
 
 
+def runs_of(N: int, S: int, half: bool) -> list[list[int]]:
+    """The places of eight positions in runs of neighbouring dims: 2, 4 or 8, the first of them a
+    multiple of so many."""
+    dims = [dim_of(place, N, S, half) for place in range(8)]
+    runs: list[list[int]] = []
+    for place in sorted(range(8), key=dims.__getitem__):
+        if runs and dims[place] == dims[runs[-1][-1]] + 1:
+            runs[-1].append(place)
+        else:
+            runs.append([place])
+    return runs
+
+
 def thread_of(p: Index, token: Index, R: int) -> Index:
     """The thread that holds row p of a token's columns in an accumulator of 64 rows a group."""
     return p // 16 * 32 + p % 8 * 4 + (token % 8 // 2 if R == 1 else token % 4)
@@ -54,3 +67,23 @@ def place_of(p: Index, token: Index, R: int) -> Index:
     if R == 1:
         return token // 8 * 4 + p % 16 // 8 * 2 + token % 2
     return token // 4 * 2 + p % 16 // 8
+
+
+def token_in(row: Index, R: int) -> Index:
+    """Eight tokens as rows of a matrix: the two of one thread side by side."""
+    return row if R == 1 else row % 2 * 4 + row // 2
+
+
+def pair_place(p: Index, token: Index, R: int) -> Index:
+    """Where that thread keeps the token if it comes by matrices of eight tokens and eight rows."""
+    return token // 8 * 4 + p % 16 // 8 * 2 + (token % 2 if R == 1 else token % 8 // 4)
+
+
+def rate_of(pair: Index, token: Index, C: int) -> Index:
+    """Where a pair's row of C angle rates keeps a token's.
+
+    Four tokens are 16 bytes; they change places from pair to pair, so that eight lanes that load
+    the same tokens of neighbouring pairs find them in distinct banks.
+    """
+    fours = C // 4  # 16 bytes each
+    return (token // 4 ^ pair // max(8 // fours, 1) % fours) * 4 + token % 4

@@ -69,7 +69,7 @@ def configs(problem: Problem, device: torch.device) -> Iterator[Config]:
     if problem.P <= 64 and problem.N <= 128:
         # two stages of 32 tokens or more take 119 KB and more: one block an SM
         blocks, stages = 2, 1 if problem.N == 128 and problem.R <= 2 else 2
-        registers = 176 if problem.R == 4 else 184  # for R = 1, 2 and 8 176 spill more
+        registers = 184  # the fewest with which nothing spills in the loop
     elif problem.N <= 128:  # 384 threads: one block an SM
         blocks, stages, registers = 1, 2, 208
     else:  # h takes 128 registers; two stages do not fit for R = 1
@@ -150,10 +150,11 @@ def launches(call: Call, config: Config) -> Iterator[Launch]:
 
     bc = new(2, slots, p.G, C * p.R, p.N, dtype=p.dtype)
     rate, gates = new(slots, rates, p.S, C), new(slots, p.H, 4, C)
-    raw = [inputs.b, inputs.c, inputs.dt, inputs.a, inputs.lam, inputs.theta]
+    raw = [inputs.dt, inputs.a, inputs.lam, inputs.theta]
     yield Launch(
         "activate", activate_kernel, facts, (), THREADS, False,
-        [*map(flat, raw), *present("dt_bias", "b_norm", "c_norm"), offsets, bc, rate, gates,
+        [aligned(inputs.b), aligned(inputs.c), *map(flat, raw),
+         *present("dt_bias", "b_norm", "c_norm"), offsets, bc, rate, gates,
          p.L, packed, -(-longest // C), sequences],
     )  # fmt: skip
 
@@ -197,10 +198,10 @@ def flat(tensor: Tensor) -> Tensor:
 
 
 def aligned(tensor: Tensor) -> Tensor:
-    """The same, for the copy engine: it needs rows on 16 bytes; a tensor that has others is copied
-    once."""
+    """The same, for the copy engine and loads of vectors: they need rows on 16 bytes; a tensor that
+    has others is copied once."""
     if tensor.data_ptr() % 16 or token_stride(tensor) * tensor.itemsize % 16:
-        tensor = tensor.contiguous()
+        tensor = tensor.clone(memory_format=torch.contiguous_format)
     return flat(tensor)
 
 

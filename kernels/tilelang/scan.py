@@ -1,13 +1,18 @@
 """The main pass over a sequence or a segment of one, in TileLang.
 
-h is kept as the products need it, (P, N) in the accumulators of one warp group for 64 rows. Those
-of a chunk, with X = x mimo_x (P, C R) from registers:
+h is kept as the products need it, (P, N) in the accumulators of one warp group for 64 rows. Its
+decay is deferred: what is kept is e^{-S} h, S the decay since some chunk before, and what a token
+adds is made larger to match. So the products of a chunk need nothing between them. With
+X_j = w_j e^{-S - s_j} x_j mimo_x, (P, C R) from registers:
 
-    scores = k q^T (C R, C R)      y = h q^T + X (mask scores)      h = e^{s_C} h + (w X) k
+    scores = k q^T (C R, C R)     y_i = e^{S + s_i} (h q^T + X (mask scores))_i     h = h + X k
 
-so that only k, q and the masked scores go through shared memory. Another warp group brings the
-chunks, turns k and q and makes the scores, one chunk ahead: what is left to the first is a chain of
-three products that all need h or x.
+mask is 1 for j < i, gamma_i / w_i for j = i. Only k, q and the masked scores go through shared
+memory. Another warp group brings the chunks, turns k and q and makes the scores, one chunk ahead.
+
+S is not let below what can be deferred: h is multiplied by e^S before it would fall there. Of a
+chunk that falls by more than that alone, e^{s_i} goes into q, w_j e^{s_C - s_j} into k and the
+whole M into the scores; S is 0 then, and X = x mimo_x.
 """
 
 import tilelang.language as T
@@ -16,12 +21,15 @@ from tilelang.layout import make_swizzled_layout
 from .chunk import (
     MOVERS,
     advance,
+    fade,
+    falls_far,
     fetch,
     fetch_times,
     holds_turns,
     keep_bias,
     load_bias,
     mask,
+    mask_far,
     pair_of,
     prepare,
     turn_tiles,
@@ -31,11 +39,12 @@ from .fragments import (
     ROWS,
     by_column,
     by_half,
+    by_pair,
     by_rank,
     by_token,
     inputs,
     project,
-    scale,
+    transpose,
     weigh,
     weights,
 )
@@ -108,20 +117,25 @@ def carry(
 
 
 @T.macro
+def put_key(facts, k_shared, stage, k_out, i_seq, i_h, last, tid):
+    """The key of a chunk's token, the last of its sequence."""
+    R, N = facts.R, facts.N
+    for step in T.serial(T.ceildiv(R * N, MOVERS)):
+        i = step * MOVERS + tid
+        if i < R * N:
+            column = column_of(last, i // N, R)
+            dim = dim_of(i % N, N, facts.S, facts.half)
+            k_out[i_seq, i // N, i_h, dim] = k_shared[stage, column, i % N]
+
+
+@T.macro
 def finish(
-    facts, x, k_shared, stage, phi_in, k_in, x_in, phi_out, k_out, x_out, turns,
+    facts, x, phi_in, k_in, x_in, phi_out, k_out, x_out, turns,
     i_seq, i_h, first, stop, has_state, tid,
 ):  # fmt: skip
-    """The last angles, key and input of a sequence; one of no tokens keeps its own."""
-    R, P, N, S, C = facts.R, facts.P, facts.N, facts.S, facts.C
+    """The last angles and input of a sequence; one of no tokens keeps its own, and its key."""
+    R, P, N, S = facts.R, facts.P, facts.N, facts.S
     if first < stop:
-        last = (stop - 1 - first) % C
-        for step in T.serial(T.ceildiv(R * N, MOVERS)):
-            i = step * MOVERS + tid
-            if i < R * N:
-                column = column_of(last, i // N, R)
-                dim = dim_of(i % N, N, S, facts.half)
-                k_out[i_seq, i // N, i_h, dim] = k_shared[stage, column, i % N]
         if tid < P:
             x_out[i_seq, i_h, tid] = x[stop - 1, i_h * P + tid]
         if holds_turns(facts, tid, MOVERS):
@@ -153,7 +167,7 @@ def gate_units(facts):
 
 
 @T.macro
-def gate(facts, z_shared, stage, gate_frag, down_frag, product_frag):
+def gate(facts, z_frag, gate_frag, down_frag, product_frag):
     """product_frag (P, C R) = mimo_o silu(z mimo_z), of those that there are.
 
     For bfloat16, u = v / 2: mimo_o silu(v) = mimo_o (u + u tanh u), one instruction of the special
@@ -164,7 +178,7 @@ def gate(facts, z_shared, stage, gate_frag, down_frag, product_frag):
         for r in T.unroll(facts.R):
             column = column_of(t, r, facts.R)
             if "z" in facts.optional:
-                u = T.cast(z_shared[stage, t, p % facts.P], "float32") * gate_frag[p, r]
+                u = T.cast(z_frag[p, t], "float32") * gate_frag[p, r]
                 if facts.dtype == "bfloat16":
                     w = down_frag[p, r] * u
                     product_frag[p, column] = w + w * T.tanh(u)
@@ -195,6 +209,14 @@ def normalise(facts, out_norm, scratch_shared, square_frag, y_frag, i_h):
         for warp in tuple(range(1, facts.rows // 16)):
             total = total + scratch_shared[warp * COLUMNS + n]
         y_frag[p, n] *= T.rsqrt(total / facts.P + 1e-5) * out_norm[i_h, p % facts.P]
+
+
+@T.macro
+def let_fall(facts, h_frag, fall_shared, stage):
+    """The decay of a chunk that falls far."""
+    if fall_shared[stage, 1] != 1.0:
+        for p, n in T.Parallel(facts.rows, facts.N):
+            h_frag[p, n] *= fall_shared[stage, 1]
 
 
 @T.macro
@@ -275,11 +297,12 @@ def scan_kernel(facts: Facts, blocks: int, stages: int, registers: int):
             y_shared = T.alloc_shared((copies, C, P), dtype)
             rate_shared = T.alloc_shared((S, C), "float32")
             gate_shared = T.alloc_shared((2, 4, C), "float32")
-            factor_shared = T.alloc_shared((stages, 2, C), "float32")
+            factor_shared = T.alloc_shared((stages, 3, C), "float32")
+            fall_shared = T.alloc_shared((stages, 2), "float32")
             mimo_shared = T.alloc_shared((3, rows, R), "float32")
             angle_shared = T.alloc_shared((C, 2 * S + 4), "float32")  # a pad for the banks
             scratch_shared = T.alloc_shared((max(2 * S, sums),), "float32")
-            bias_shared = T.alloc_shared((2, R, N), "float32")
+            bias_shared = T.alloc_shared((2, R, 2, N // 2), "float32")
             full = T.alloc_barrier([multipliers] * stages)  # k, q, x and z are there
             known = T.alloc_barrier([MOVERS])  # gates and rates are
             ready = T.alloc_barrier([MOVERS] * stages)  # turned, and the scores
@@ -304,8 +327,11 @@ def scan_kernel(facts: Facts, blocks: int, stages: int, registers: int):
                     turns = T.alloc_local((1,), "int32")
                     bias_local = T.alloc_local((2, 8), "float32")
                     i_r = T.alloc_local((1,), "int32")
+                    scale = T.alloc_local((1,), "float32")
                     score_frag = T.alloc_fragment((COLUMNS, COLUMNS), "float32")
+                    mask_frag = T.alloc_fragment((COLUMNS, C), "float32")
                     i_r[0] = T.truncmod(i_h, RATES)
+                    scale[0] = 0.0
                     if chunks > 0:
                         fetch_times(
                             facts, rate, gates, rate_shared, gate_shared, known, slot, i_h, i_r[0],
@@ -342,12 +368,24 @@ def scan_kernel(facts: Facts, blocks: int, stages: int, registers: int):
                         )  # fmt: skip
                         T.fence_proxy_async()
                         T.sync_threads(ANGLES, MOVERS)
+                        if T.And(ahead == chunks, end >= stop):
+                            put_key(
+                                facts, k_shared, stage, k_out, i_seq, i_h, (stop - 1 - first) % C,
+                                mover,
+                            )  # fmt: skip
                         T.wgmma_gemm(
                             k_shared[stage, 0:COLUMNS, 0:N], q_shared[stage, 0:COLUMNS, 0:N],
                             score_frag, transpose_B=True, clear_accum=True, policy=ROWS,
                         )  # fmt: skip
                         # under the product
-                        prepare(facts, gate_shared, i % 2, factor_shared, stage, mover)
+                        prepare(
+                            facts, gate_shared, i % 2, factor_shared, fall_shared, stage, scale,
+                            mover,
+                        )  # fmt: skip
+                        if falls_far(facts, gate_shared, i % 2):
+                            mask_far(facts, gate_shared, i % 2, mask_frag)
+                        else:
+                            mask(facts, gate_shared, i % 2, mask_frag)
                         if ahead < chunks:
                             T.mbarrier_wait_parity(known[0], ahead % 2)
                             advance(
@@ -355,8 +393,15 @@ def scan_kernel(facts: Facts, blocks: int, stages: int, registers: int):
                                 mover, MOVERS,
                             )  # fmt: skip
                         T.wait_wgmma(0)
-                        mask(facts, gate_shared, i % 2, score_frag)
+                        for m, t in T.Parallel(COLUMNS, C):
+                            for r in T.unroll(R):
+                                score_frag[m, column_of(t, r, R)] *= mask_frag[m, t]
                         T.copy(score_frag, score_shared[stage, 0:COLUMNS, 0:COLUMNS])
+                        if falls_far(facts, gate_shared, i % 2):
+                            T.sync_threads(ANGLES, MOVERS)  # all have read k and q
+                            fade(
+                                facts, k_shared, q_shared, stage, gate_shared, i % 2, mover, MOVERS
+                            )
                         T.fence_proxy_async()
                         T.barrier_arrive(ready[stage])
                         T.sync_threads(ANGLES, MOVERS)
@@ -367,9 +412,8 @@ def scan_kernel(facts: Facts, blocks: int, stages: int, registers: int):
                             )  # fmt: skip
                     if end >= stop:
                         finish(
-                            facts, x, k_shared, (chunks + stages - 1) % stages, phi_in, k_in, x_in,
-                            phi_out, k_out, x_out, turns, i_seq, i_h, first, stop, has_state,
-                            mover,
+                            facts, x, phi_in, k_in, x_in, phi_out, k_out, x_out, turns,
+                            i_seq, i_h, first, stop, has_state, mover,
                         )  # fmt: skip
                 with T.ws(*range(multipliers // 128)):
                     if registers > 0:
@@ -386,17 +430,20 @@ def scan_kernel(facts: Facts, blocks: int, stages: int, registers: int):
                     h_operand = T.alloc_fragment((rows, wide), dtype)
                     y_frag = T.alloc_fragment((rows, COLUMNS), "float32")
                     x_frag = T.alloc_fragment((rows, COLUMNS), dtype)
-                    w_frag = T.alloc_fragment((rows, COLUMNS), dtype)
+                    raw_frag = T.alloc_fragment((rows, C), dtype)  # x, then z
                     in_frag = T.alloc_fragment((rows, C), "float32")
                     out_frag = T.alloc_fragment((rows, C), "float32")
+                    fall_frag = T.alloc_fragment((rows, C), "float32")
                     up_frag = T.alloc_fragment((rows, R), "float32")
                     gate_frag = T.alloc_fragment((rows, R), "float32")
                     down_frag = T.alloc_fragment((rows, R), "float32")
                     product_frag = T.alloc_fragment((rows, COLUMNS), "float32")
                     square_frag = T.alloc_fragment((rows // 2, COLUMNS), "float32")
                     T.annotate_layout({
+                        raw_frag: by_pair(facts),
                         in_frag: by_token(facts),
                         out_frag: by_token(facts),
+                        fall_frag: by_token(facts),
                         up_frag: by_rank(facts),
                         gate_frag: by_rank(facts),
                         down_frag: by_rank(facts),
@@ -428,57 +475,58 @@ def scan_kernel(facts: Facts, blocks: int, stages: int, registers: int):
                     for i in T.serial(chunks):
                         stage = i % stages
                         T.mbarrier_wait_parity(ready[stage], i // stages % 2)
-                        # y_i = q_i S
+                        if fall_shared[stage, 0] != 1.0:
+                            for p, n in T.Parallel(rows, N):
+                                h_frag[p, n] *= fall_shared[stage, 0]
                         for p, n in T.Parallel(rows, wide):
                             h_operand[p, n] = h_frag[p, n]
                         if wide == N:  # here, where no product runs: ptxas would wait for them
-                            for p, n in T.Parallel(rows, N):
-                                h_frag[p, n] *= factor_shared[stage, 0, C - 1]
+                            let_fall(facts, h_frag, fall_shared, stage)
                         for part in tuple(range(N // wide)):
                             if part > 0:
                                 T.wait_wgmma(0)
                                 for p, n in T.Parallel(rows, wide):
                                     h_operand[p, n] = h_frag[p, part * wide + n]
                                 if part + 1 == N // wide:
-                                    for p, n in T.Parallel(rows, N):
-                                        h_frag[p, n] *= factor_shared[stage, 0, C - 1]
+                                    let_fall(facts, h_frag, fall_shared, stage)
                             T.wgmma_gemm(
                                 h_operand,
                                 q_shared[stage, 0:COLUMNS, part * wide : (part + 1) * wide],
                                 y_frag, transpose_B=True, clear_accum=part == 0, policy=ROWS,
                             )  # fmt: skip
-                        # y_i = e^{s_i} q_i S + sum_j M_ij (q_i . k_j) x_j
-                        inputs(facts, x_shared, stage, left - i * C, in_frag)
+                        inputs(facts, x_shared, stage, left - i * C, tid, raw_frag, in_frag)
                         weights(facts, mimo_shared, 0, up_frag)
-                        scale(facts, in_frag, up_frag, x_frag)
-                        T.wait_wgmma(0)
-                        for p, n in T.Parallel(rows, COLUMNS):
-                            y_frag[p, n] *= factor_shared[stage, 0, token_of(n, R)]
+                        weigh(facts, in_frag, factor_shared, stage, up_frag, x_frag)
                         T.wgmma_gemm(
                             x_frag, score_shared[stage, 0:COLUMNS, 0:COLUMNS], y_frag, policy=ROWS
                         )
-                        # S = e^{s_C} S + sum_j e^{s_C - s_j} w_j x_j k_j^T
-                        weigh(facts, in_frag, factor_shared, stage, up_frag, w_frag)
-                        T.wgmma_gemm(w_frag, k_shared[stage, 0:COLUMNS, 0:N], h_frag, policy=ROWS)
+                        T.wgmma_gemm(x_frag, k_shared[stage, 0:COLUMNS, 0:N], h_frag, policy=ROWS)
+                        if has_z:
+                            transpose(facts, z_shared, stage, tid, raw_frag)
+                        T.wait_wgmma(1)  # the rest needs y alone
                         weights(facts, mimo_shared, 1, gate_frag)
                         weights(facts, mimo_shared, 2, down_frag)
-                        gate(facts, z_shared, stage, gate_frag, down_frag, product_frag)
-                        T.wait_wgmma(1)  # the rest needs y alone
-                        if has_d:
+                        gate(facts, raw_frag, gate_frag, down_frag, product_frag)
+                        if has_d:  # d x, as y is
                             weights(facts, mimo_shared, 0, up_frag)
                             for p, t in T.Parallel(rows, C):
+                                past = skip * in_frag[p, t] * factor_shared[stage, 2, t]
                                 for r in T.unroll(R):
-                                    y_frag[p, column_of(t, r, R)] += (
-                                        skip * in_frag[p, t] * up_frag[p, r]
-                                    )
+                                    y_frag[p, column_of(t, r, R)] += past * up_frag[p, r]
                         if has_norm:
+                            for p, n in T.Parallel(rows, COLUMNS):
+                                y_frag[p, n] *= factor_shared[stage, 0, token_of(n, R)]
                             normalise(facts, out_norm, scratch_shared, square_frag, y_frag, i_h)
+                        for p, t in T.Parallel(rows, C):  # a stage that is given back is another's
+                            fall_frag[p, t] = factor_shared[stage, 0, t]
                         for rank in tuple(range(ranks)):
                             for p, t in T.Parallel(rows, C):
                                 out_frag[p, t] = 0.0
                                 for r in T.unroll(R // ranks):
                                     column = column_of(t, rank + r, R)
                                     out_frag[p, t] += y_frag[p, column] * product_frag[p, column]
+                                if not has_norm:
+                                    out_frag[p, t] *= fall_frag[p, t]
                             copy = (i * ranks + rank) % copies
                             if copies == 1:
                                 T.sync_threads(OUTPUT, multipliers)
@@ -502,8 +550,12 @@ def scan_kernel(facts: Facts, blocks: int, stages: int, registers: int):
                                 tid,
                             )  # fmt: skip
                     if end >= stop:
+                        fall = T.alloc_var("float32", init=1.0)
+                        if chunks > 0:
+                            fall = factor_shared[(chunks - 1) % stages, 0, C - 1]
                         for p, n in T.Parallel(rows, N):
                             if p < P:
-                                h_out[i_seq, i_h, p, dim_of(n, N, S, facts.half)] = h_frag[p, n]
+                                dim = dim_of(n, N, S, facts.half)
+                                h_out[i_seq, i_h, p, dim] = h_frag[p, n] * fall
 
     return scan

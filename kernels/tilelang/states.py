@@ -14,7 +14,7 @@ from .chunk import (
     turn_tiles,
 )
 from .facts import COLUMNS, Facts
-from .fragments import ROWS, by_rank, by_token, inputs, project, weigh, weights
+from .fragments import ROWS, by_pair, by_rank, by_token, inputs, project, weigh, weights
 from .functions import sequence
 
 
@@ -70,15 +70,17 @@ def states_kernel(facts: Facts, blocks: int, stages: int):
             factor_shared = T.alloc_shared((1, 2, C), "float32")  # the second of two
             mimo_shared = T.alloc_shared((1, facts.rows, R), "float32")
             angle_shared = T.alloc_shared((C, 2 * S + 4), "float32")  # a pad for the banks
-            bias_shared = T.alloc_shared((1, R, N), "float32")
+            bias_shared = T.alloc_shared((1, R, 2, N // 2), "float32")
             bias_local = T.alloc_local((1, 8), "float32")
             full = T.alloc_barrier([threads] * stages)  # k and x are there
             known = T.alloc_barrier([threads])  # gates and rates are
             h_frag = T.alloc_fragment((facts.rows, N), "float32")
             w_frag = T.alloc_fragment((facts.rows, COLUMNS), dtype)
+            raw_frag = T.alloc_fragment((facts.rows, C), dtype)
             in_frag = T.alloc_fragment((facts.rows, C), "float32")
             up_frag = T.alloc_fragment((facts.rows, R), "float32")
             T.annotate_layout({
+                raw_frag: by_pair(facts),
                 in_frag: by_token(facts),
                 up_frag: by_rank(facts),
                 x_shared: make_swizzled_layout(x_shared),
@@ -134,7 +136,7 @@ def states_kernel(facts: Facts, blocks: int, stages: int):
                         )  # fmt: skip
                     # dS += sum_j e^{s_P - s_j} w_j x_j k_j^T, s_P the decay up to the piece's end
                     T.mbarrier_wait_parity(full[stage], i // stages % 2)
-                    inputs(facts, x_shared, stage, C, in_frag)
+                    inputs(facts, x_shared, stage, C, tid, raw_frag, in_frag)
                     weigh(facts, in_frag, factor_shared, 0, up_frag, w_frag)
                     turn_tiles(
                         facts, (k_shared,), stage, bias_shared, (has_bias,), bias_local,

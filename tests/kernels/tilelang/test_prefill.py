@@ -213,9 +213,10 @@ def shifted(tensor: Tensor) -> Tensor:
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("layout", ["contiguous", "shifted"])
-def test_layouts(layout: str, seed: int) -> None:
+@pytest.mark.parametrize(("B", "L"), [(2, 21), (1, 1)])
+def test_layouts(B: int, L: int, layout: str, seed: int) -> None:
     """Slices of a projection, packed tensors and rows off 16 bytes give the same bits."""
-    call = make_call(problem(L=21), seed, "cuda")
+    call = make_call(problem(B=B, L=L), seed, "cuda")
     move = shifted if layout == "shifted" else Tensor.contiguous
     moved = prefill_call(
         call.inputs.map(lambda _, tensor: move(tensor)),
