@@ -56,7 +56,8 @@ def notes(found: Comparison) -> list[str]:
             if noise.measured
             else "given"
             if asked.noise is not None
-            else "assumed, nothing was repeated: sweep with --repeat, or --noise with what a selftest found"
+            else "assumed, nothing was repeated: sweep with --repeat, or --noise, "
+            "which a selftest measures"
         )
         said.append(f"Scatter between processes on {device}: {noise.sd:.2%}, {source}.")
     for mean in found.means:
