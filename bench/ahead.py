@@ -2,8 +2,9 @@
 
 Each kernel of ours is compiled as `resources` does it, by processes that leave the GPU alone and
 put it into the disk cache of its DSL, where the worker that runs it finds it. Other people's
-kernels compile when they are launched: they are launched once, several processes side by side. What
-fails here fails again in its own row, with its reason.
+kernels compile when they are launched: they are launched once, several processes side by side.
+What an earlier run has compiled is left out. What fails here fails again in its own row, with its
+reason.
 """
 
 import os
@@ -18,6 +19,7 @@ from ..kernels import registry
 from ..kernels.family import Problem, family
 from ..kernels.registry import config_dict
 from .jobs import Entry, Job, Settings, Stage
+from .kept import Kept
 from .ledger import Slot
 from .records import Row
 from .runner import Runner
@@ -39,13 +41,14 @@ def compile_ahead(
     """Compile the kernels of the jobs left, with those of their hard cases."""
     if environment.get("compute_capability") != COMPILED_FOR:
         return
-    jobs = compile_jobs(left, environment.get("gpu"))
+    compiling = replace(settings, kind="resources", interpret=False)
+    kept = Kept(compiling, environment)
+    jobs = kept.missing(compile_jobs(left, environment.get("gpu")))
     if not jobs:
         return
     slot = Slot("cpu", {"OMP_NUM_THREADS": "1"})
     slots = [slot] * min(len(jobs), len(os.sched_getaffinity(0)))
-    compiling = replace(settings, kind="resources", interpret=False)
-    _run(Runner(compiling, slots, None, Quiet("compiled", progress)), jobs)
+    _run(Runner(compiling, slots, None, Quiet("compiled", progress, kept)), jobs)
 
 
 def rehearse(
@@ -68,18 +71,19 @@ def rehearse(
             # backends of one adapter launch the same kernels
             of = entry.problem, registry.module_name(op, backend)
             rivals.setdefault(of, replace(entry, key="", repeat=0))
-    together: dict[int, list[Job]] = {}
-    for entry in rivals.values():
-        count = beside(entry.problem.bytes, environment.get("memory_bytes"))
-        together.setdefault(count, []).append(Job((entry,)))
     rehearsing = replace(settings, kind="rehearse")
+    kept = Kept(rehearsing, environment)
+    together: dict[int, list[Job]] = {}
+    for job in kept.missing([Job((entry,)) for entry in rivals.values()]):
+        count = beside(job.entries[0].problem.bytes, environment.get("memory_bytes"))
+        together.setdefault(count, []).append(job)
     cores = len(os.sched_getaffinity(0))
     for most, jobs in together.items():
         count = min(most, len(jobs), cores - 2)
         if count > 1:
             threads = {"OMP_NUM_THREADS": str(cores // count)}
             slots = [replace(slot, variables=slot.variables | threads)] * count
-            watch = Quiet("rehearsed", progress)
+            watch = Quiet("rehearsed", progress, kept)
             _run(Runner(rehearsing, slots, None, watch, timeout_s=timeout_s), jobs)
 
 
@@ -139,10 +143,10 @@ def _config(entry: Entry, gpu: str | None) -> dict[str, Any] | None:
 
 
 class Quiet:
-    """Counts rows, whatever they say."""
+    """Counts rows, whatever they say, and keeps a list of what compiled."""
 
-    def __init__(self, what: str, progress: Progress) -> None:
-        self.what, self.progress = what, progress
+    def __init__(self, what: str, progress: Progress, kept: Kept | None = None) -> None:
+        self.what, self.progress, self.kept = what, progress, kept
         self.total = self.done = 0
 
     def planned(self, total: int, recorded: int) -> None:
@@ -152,5 +156,7 @@ class Quiet:
         pass
 
     def row(self, row: Row) -> None:
+        if self.kept is not None:
+            self.kept.add(row)
         self.done += 1
         self.progress.ahead(self.what, self.done, self.total)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from ..kernels.family import Problem
+from ..kernels.problem import OpName
 from .records import Row
 
 Kind = Literal["check", "sweep", "tune", "resources", "rehearse"]
@@ -82,6 +83,13 @@ class Hello:
     """Worker to parent, once: it is ready on this environment."""
 
     environment: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Expect:
+    """Parent to worker, not answered: backends that jobs will ask for, to be imported meanwhile."""
+
+    backends: tuple[tuple[OpName, str], ...]
 
 
 @dataclass(frozen=True, slots=True)

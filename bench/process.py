@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from multiprocessing.connection import Pipe
 
-from .jobs import Job, Message, Start
+from .jobs import Expect, Job, Message, Start
 
 # -P: the working directory is not searched, where a folder named `kernels` may lie
 COMMAND = "import sys; from mamba3_bench.bench.worker import main; main(int(sys.argv[1]))"
@@ -38,11 +38,11 @@ class Process:
             self.connection.send(start)
         self.heard = time.monotonic()
 
-    def give(self, job: Job) -> None:
+    def give(self, what: Job | Expect) -> None:
         """Send a job; a worker that is dead already is found out by `hear`."""
         self.heard = time.monotonic()
         with suppress(OSError):
-            self.connection.send(job)
+            self.connection.send(what)
 
     def hear(self) -> Message | None:
         """The next message; None if the worker is dead."""

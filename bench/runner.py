@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..kernels.registry import INTERPRETERS
-from .jobs import Done, Entry, Finished, Hello, Job, Message, Settings, Stage, Start
+from .jobs import Done, Entry, Expect, Finished, Hello, Job, Message, Settings, Stage, Start
 from .ledger import Ledger, Observer, Outcome, RunError, Slot, check_alike, locked
 from .process import Process
 from .records import Status
@@ -82,6 +82,7 @@ class Runner:
                 environment = self.open()
                 self.queue = self.ledger.plan(jobs, environment)
                 if self.before is not None:
+                    self._expect()
                     self.before(tuple(self.queue), environment)
                 self.serve()
             except KeyboardInterrupt:
@@ -120,6 +121,13 @@ class Runner:
         seat.process = Process(Start(self.settings, seat.slot.device, ceilings), variables)
         seat.greeted = False
         seat.stage = Stage(None, "starting")
+
+    def _expect(self) -> None:
+        """Let the first worker import what it will need, while others compile."""
+        assert self.seats[0].process is not None
+        entries = (entry for job in self.queue for entry in job.entries)
+        needed = dict.fromkeys((entry.problem.op, entry.backend) for entry in entries)
+        self.seats[0].process.give(Expect(tuple(needed)))
 
     def _assign(self) -> None:
         """Give every idle seat a job, and a worker where it has none."""

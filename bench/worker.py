@@ -27,7 +27,7 @@ from .gate import Gate, Verdict
 from .gpu import Gpu
 from .graphs import GraphBench, NotCaptured
 from .hardware import environment
-from .jobs import Done, Entry, Finished, Hello, Job, Settings, Stage, Start
+from .jobs import Done, Entry, Expect, Finished, Hello, Job, Settings, Stage, Start
 from .race import Race
 from .records import Times
 from .rows import NotRun, blank_row, explain
@@ -50,10 +50,14 @@ def main(descriptor: int) -> None:
         parent.send(Hello(worker.environment))
         while True:
             try:
-                job: Job = parent.recv()
+                asked: Job | Expect = parent.recv()
             except EOFError:
                 return
-            healthy = worker.work(job)
+            if isinstance(asked, Expect):
+                for op, backend in asked.backends:
+                    registry.unavailable(op, backend)
+                continue
+            healthy = worker.work(asked)
             parent.send(Finished(healthy))
             if not healthy:
                 return

@@ -2,6 +2,7 @@
 
 import ast
 import hashlib
+import os
 import re
 import subprocess
 from collections.abc import Iterator, Mapping
@@ -19,6 +20,13 @@ PACKAGES: dict[str, tuple[str, ...]] = {  # by backend, beside torch
 }
 EM_CUDA = (190).to_bytes(2, "little")  # the machine of an ELF file with device code
 OWN_PTXAS = ("triton",)  # they bring an assembler whose version can be asked for
+
+
+def cache_folder() -> Path:
+    """What is kept on disk between runs: MAMBA3_BENCH_CACHE, or the user's cache folder."""
+    given = os.environ.get("MAMBA3_BENCH_CACHE")
+    cache_home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return Path(given) if given else cache_home / "mamba3-bench"
 
 
 @cache

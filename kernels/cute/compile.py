@@ -1,7 +1,6 @@
 """Compiling CuTe kernels, also for a GPU that is not here, and keeping them on disk."""
 
 import hashlib
-import os
 import tempfile
 import warnings
 from importlib import metadata
@@ -35,7 +34,7 @@ def kept(kernel: Any, module: str, name: tuple[Any, ...], target: str, *argument
     module: the one that makes the kernel and its arguments. name: what tells the kernel from others
     of that module, by its repr. target: as `target_of`.
     """
-    path = folder() / f"{_digest(module, name, target)}.o"
+    path = toolchain.cache_folder() / "cute" / f"{_digest(module, name, target)}.o"
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
         function = host_function(kernel, *arguments, options=f"--gpu-arch={target}")
@@ -49,13 +48,6 @@ def kept(kernel: Any, module: str, name: tuple[Any, ...], target: str, *argument
 def loaded(path: Path) -> Any:
     """The host function in an object file, without a wrapper for keywords."""
     return getattr(load_module(str(path), enable_tvm_ffi=True), SYMBOL)
-
-
-def folder() -> Path:
-    """Where compiled kernels are kept: MAMBA3_BENCH_CACHE, or the user's cache folder."""
-    given = os.environ.get("MAMBA3_BENCH_CACHE")
-    cache_home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return (Path(given) if given else cache_home / "mamba3-bench") / "cute"
 
 
 def target_of(device: torch.device) -> str:

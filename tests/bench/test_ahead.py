@@ -1,5 +1,7 @@
 """Compiling ahead: what is compiled before a run, and that the run finds it."""
 
+import os
+import time
 from dataclasses import replace
 
 import pytest
@@ -7,7 +9,10 @@ import pytest
 from mamba3_bench.bench import ahead, plugins
 from mamba3_bench.bench.grid import Axes, problems
 from mamba3_bench.bench.jobs import Entry, Job, Settings
+from mamba3_bench.bench.kept import Kept
 from mamba3_bench.bench.ledger import Slot
+from mamba3_bench.bench.rows import blank_row
+from mamba3_bench.bench.runner import Runner
 from mamba3_bench.kernels import registry
 from mamba3_bench.kernels.families.mamba3 import hard_cases
 from mamba3_bench.kernels.family import family
@@ -35,6 +40,12 @@ def rival(name):
 rival("theirs")
 rival("also theirs")
 """
+
+
+@pytest.fixture(autouse=True)
+def nothing_kept(tmp_path, monkeypatch):
+    """No earlier run has compiled anything."""
+    monkeypatch.setenv("MAMBA3_BENCH_CACHE", str(tmp_path / "cache"))
 
 
 class Progress:
@@ -91,6 +102,8 @@ def test_rivals_run_once_side_by_side(tmp_path, monkeypatch):
     jobs = [job(p, "torch", "theirs", "also theirs", "others") for p in SMALL]
     ahead.rehearse(jobs, {}, Slot("cpu"), settings, progress, 60.0)
     assert progress.told[-1] == ("rehearsed", 4, 4)
+    ahead.rehearse(jobs, {}, Slot("cpu"), settings, again := Progress(), 60.0)
+    assert again.told == []  # it lies on disk
     ran = sorted(file.read_text() for file in tmp_path.glob("ran-*"))
     assert ran == ["others 64", "others 96", "theirs 64", "theirs 96"]
     assert len({file.name.split("-")[1] for file in tmp_path.glob("ran-*")}) == 2
@@ -126,3 +139,67 @@ def test_compiled_kernels_are_found_on_disk(tmp_path, monkeypatch):
     for launch in prefill.launches(call, config):
         compile.compile_kernel(launch.kernel, *launch.args, **launch.options)
     assert set(tmp_path.rglob("*.cubin")) == before
+
+
+def test_what_lies_on_disk_is_left_out():
+    """Until a package changes, or a plugin; what failed is tried again."""
+    settings, here = Settings("resources"), {"packages": {"triton": "3.6.0"}}
+    jobs = ahead.compile_jobs([job(SMALL[0], "triton")])
+    kept = Kept(settings, here)
+    assert kept.missing(jobs) == jobs
+    for status, one in zip(("skipped", "compile-failed"), jobs, strict=False):
+        row = blank_row(one.entries[0], settings, here, one.match)
+        kept.add(replace(row, status=status))
+    assert Kept(settings, here).missing(jobs) == jobs[1:]
+    assert Kept(settings, {"packages": {"triton": "3.7.0"}}).missing(jobs) == jobs
+    assert Kept(replace(settings, kind="rehearse"), here).missing(jobs) == jobs
+
+
+LATE = """
+import os, pathlib
+from mamba3_bench.kernels import registry
+
+{first}
+own = registry.get("prefill", "torch")
+registry.implements("prefill", "late", supports=own.supports, configs=own.configs)(own.run)
+pathlib.Path({file!r}).touch()
+"""
+
+
+def run_late(tmp_path, monkeypatch, first, before):
+    """Rows of a backend whose module is imported late, and of torch, by name."""
+    (tmp_path / "late_kernel.py").write_text(LATE.format(first=first, file=str(tmp_path / "here")))
+    plugin = tmp_path / "plugin.py"
+    plugin.write_text(
+        "from mamba3_bench.kernels import registry\n"
+        'registry.add_module("prefill", "late", "late_kernel")\n'
+    )
+    path = os.pathsep.join(filter(None, (str(tmp_path), os.environ.get("PYTHONPATH"))))
+    monkeypatch.setenv("PYTHONPATH", path)
+    settings = Settings("check", plugins=(str(plugin),))
+    slots = [Slot("cpu", {"OMP_NUM_THREADS": "1"})]
+    runner = Runner(settings, slots, None, ahead.Quiet("checked", Progress()), before=before)
+    return {row.backend: row for row in runner.run([job(SMALL[0], "late", "torch")]).all}
+
+
+def test_a_worker_imports_while_others_compile(tmp_path, monkeypatch):
+    """It has what its jobs will need before the first of them."""
+    seen = []
+
+    def before(left, environment):
+        end = time.monotonic() + 60
+        while not seen and time.monotonic() < end:
+            seen.extend(tmp_path.glob("here"))
+            time.sleep(0.05)
+
+    rows = run_late(tmp_path, monkeypatch, "", before)
+    assert seen
+    assert {name: row.status for name, row in rows.items()} == {"late": "ok", "torch": "ok"}
+
+
+def test_an_import_that_ends_a_worker_costs_its_row(tmp_path, monkeypatch):
+    """The others get another worker."""
+    rows = run_late(tmp_path, monkeypatch, "os._exit(3)", lambda left, environment: None)
+    assert rows["late"].status == "run-failed"
+    assert "worker died: exit code 3" in rows["late"].reason
+    assert rows["torch"].status == "ok"
