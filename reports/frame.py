@@ -32,7 +32,8 @@ def frame(rows: Iterable[Row]) -> pd.DataFrame:
     noise = noise_of(lines)
     table = pd.DataFrame([flat(line.row) | _known(line, noise) for line in lines])
     extra = sorted(name for name in table.columns if name.startswith("problem."))
-    differing = [name for name in extra if table[name].nunique(dropna=False) > 1]
+    by_op = table.groupby("op")  # what another family does not have makes no variant of this one
+    differing = [name for name in extra if (by_op[name].nunique(dropna=False) > 1).any()]
     table["variant"] = [_variant(line, differing) for _, line in table.iterrows()]
     return table[[*(name for name in table.columns if name not in extra), *extra]]
 
@@ -137,4 +138,5 @@ def _text(value: Any) -> str | None:
 def _variant(line: "pd.Series[Any]", names: list[str]) -> str:
     """How a problem differs from the others of its report, beyond dims and dtypes."""
     parts = [(name.removeprefix("problem.").removeprefix("option."), line[name]) for name in names]
-    return ", ".join(f"{name}={value}" for name, value in parts if value not in (None, "False"))
+    said = [(name, value) for name, value in parts if pd.notna(value) and value != "False"]
+    return ", ".join(f"{name}={value}" for name, value in said)

@@ -16,7 +16,7 @@ from PIL import Image
 
 # Okabe and Ito's palette, told apart with any colour vision; without its yellow, faint on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-MARKERS = ("o", "s", "D", "^", "v", "P", "X", "p")
+MARKERS = ("o", "s", "D", "^", "v", "P", "X")
 GREY = "#666666"
 STYLE: dict[str, Any] = {
     "axes.grid": True,
@@ -34,10 +34,14 @@ STYLE: dict[str, Any] = {
 
 @dataclass(frozen=True, slots=True)
 class Ink:
-    """The colour and the marker of one backend; hollow markers and dashes mean warm."""
+    """The colour and the marker of one backend; hollow markers and dashes mean warm.
+
+    again: whether the colour is another's, too; then the line has dots.
+    """
 
     colour: str
     marker: str
+    again: bool = False
 
     def style(self, kind: str) -> dict[str, Any]:
         """Keyword arguments of `Axes.plot` for cold or warm times."""
@@ -47,7 +51,7 @@ class Ink:
             "marker": self.marker,
             "markersize": 5,
             "markerfacecolor": self.colour if cold else "white",
-            "linestyle": "-" if cold else "--",
+            "linestyle": ("-." if self.again else "-") if cold else "--",
             "linewidth": 1.4,
         }
 
@@ -76,8 +80,9 @@ class Drawing:
 def inks(backends: Iterable[str]) -> dict[str, Ink]:
     """One ink per backend, by alphabet, so that a backend looks the same in every figure."""
     names = sorted(set(backends))
+    count = len(COLOURS)  # a colour that comes again has a marker that is far from its first
     return {
-        name: Ink(COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)])
+        name: Ink(COLOURS[i % count], MARKERS[(i + i // count * 3) % count], i >= count)
         for i, name in enumerate(names)
     }
 

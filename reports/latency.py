@@ -8,6 +8,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
+from .filters import text
 from .frame import DIMS, DTYPES
 from .ink import GREY, Drawing, Ink, label_x, legend, log_ticks, panels, style
 
@@ -136,7 +137,7 @@ def held(part: pd.DataFrame) -> str:
     for name in (*DIMS, *DTYPES):
         values = part[name].dropna().unique()
         if len(values) == 1:
-            words.append(f"{name.replace('_', ' ')} {values[0]}")
+            words.append(f"{name.replace('_', ' ')} {text(values[0])}")
     variants = part["variant"].unique()
     if len(variants) == 1 and variants[0]:
         words.append(str(variants[0]))

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from html.parser import HTMLParser
 from io import StringIO
 from pathlib import Path
@@ -242,6 +243,32 @@ def test_lines_hold_everything_else_fixed(make_row) -> None:
         assert list(line.get_ydata()) == [63.0, 128.0]
         assert (axes.get_xscale(), axes.get_yscale()) == ("log", "log")
         assert "lower is better" in drawing.figure.get_supylabel()
+
+
+def test_another_family_is_no_variant(make_row) -> None:
+    """Words say what is held fixed: not what Mamba-2 lacks, and no rank of 1.0."""
+    rows = [make_row(cold=float(n), L=n) for n in (63, 128)]
+    other = [make_row("mamba_ssm", cold=float(n), L=n) for n in (63, 128)]
+    has = ("B", "L", "H", "G", "P", "N", "dtype", "state_dtype")
+    rows += [
+        replace(row, op="mamba2.prefill", problem={name: row.problem[name] for name in has})
+        for row in other
+    ]
+    captions = {
+        one.name: one.caption for one in latency(frame(rows), inks(["triton", "mamba_ssm"]))
+    }
+    assert "nan" not in "".join(captions.values())
+    ours = next(text for name, text in captions.items() if name.startswith("latency-prefill-L"))
+    assert ours.startswith(
+        "B 1, H 4, G 1, P 64, N 64, R 1, S 32, dtype bfloat16, state dtype float32. "
+    )
+
+
+def test_more_backends_than_colours_are_told_apart() -> None:
+    """The same colour comes with another marker and another line."""
+    ink = inks(map(str, range(14)))
+    assert len({(one.colour, one.marker) for one in ink.values()}) == 14
+    assert len({(one.colour, one.style("cold")["linestyle"]) for one in ink.values()}) == 14
 
 
 def test_cold_and_warm_are_told_apart(make_row) -> None:
