@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib.lines import Line2D
 
 from .ink import Drawing, inks, label_x, legend, log_ticks, panels, style
-from .latency import UNITS, WORDS, choose
+from .latency import UNITS, WORDS, choose, panel_title
 from .tables import dtypes, number
 from .versus import Contest, Line, Ratio
 
@@ -129,7 +129,7 @@ def _draw(name: str, what: str, axis: str, rows: pd.DataFrame) -> Drawing:
             for who, mine in here.groupby("who"):
                 best = mine.sort_values([axis, "us"]).drop_duplicates(axis)
                 axes_i.plot(best[axis], best["us"], **ink[str(who)].style("cold"))
-            axes_i.set_title(", ".join(f"{f} = {v}" for f, v in zip(facets, values, strict=True)))
+            axes_i.set_title(panel_title(facets, values))
             log_ticks(axes_i, "x", rows[axis], base=2)
             log_ticks(axes_i, "y")
         label_x(axes, f"{WORDS[axis]} {axis} ({UNITS[axis]})")

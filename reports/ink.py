@@ -97,7 +97,8 @@ def panels(count: int, *, share_x: bool = True, share_y: bool = True) -> tuple[F
     columns = 2 if count == 4 else min(count, 3)
     lines = -(-count // columns)
     with style():
-        figure = Figure(figsize=(max(5.4, 3.3 * columns), 0.9 + 2.7 * lines), layout="constrained")
+        size = max(5.4, 3.3 * columns), 0.5 + 2.6 * lines  # inches, without the legend
+        figure = Figure(figsize=size, layout="constrained")
         grid = figure.subplots(lines, columns, sharex=share_x, sharey=share_y, squeeze=False)
     axes = list(grid.flat)
     for spare in axes[count:]:
@@ -135,10 +136,11 @@ def _plain(value: float, _: int) -> str:
 
 
 def legend(figure: Figure, entries: list[Line2D]) -> None:
-    """One legend for all panels, below them, in as many columns as fit."""
+    """One legend for all panels, below them, in as many columns as fit; the figure grows by it."""
     longest = max((len(str(entry.get_label())) for entry in entries), default=1)
     fitting = int(figure.get_figwidth() / (0.6 + 0.075 * longest))  # inches: a line, a letter
     columns = max(1, min(len(entries), 4, fitting))
+    figure.set_figheight(figure.get_figheight() + 0.18 * (-(-len(entries) // columns)))
     with style():
         figure.legend(handles=entries, loc="outside lower center", ncols=columns)
 

@@ -1,6 +1,6 @@
 """Time per call against one dim, in panels over two others; everything else is held fixed."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -79,7 +79,7 @@ def _draw(
         for axes_i, values in zip(axes, shown, strict=True):
             here = part[(part[facets] == list(values)).all(axis=1)]
             draw_times(axes_i, axis, here, ink)
-            axes_i.set_title(", ".join(f"{f} = {v}" for f, v in zip(facets, values, strict=True)))
+            axes_i.set_title(panel_title(facets, values))
             log_ticks(axes_i, "x", part[axis], base=2)
             log_ticks(axes_i, "y")
         label_x(axes, f"{WORDS[axis]} {axis} ({UNITS[axis]})")
@@ -142,6 +142,12 @@ def held(part: pd.DataFrame) -> str:
     if len(variants) == 1 and variants[0]:
         words.append(str(variants[0]))
     return ", ".join(words)
+
+
+def panel_title(facets: Sequence[str], values: Sequence[Any]) -> str:
+    """What is the same in a panel, in words."""
+    pairs = zip(facets, values, strict=True)
+    return ", ".join(f"{name.replace('_dtype', '')} = {value}" for name, value in pairs)
 
 
 def choose(combinations: list[Any]) -> list[Any]:
