@@ -276,21 +276,6 @@ def turn_tiles(facts, tiles, stage, bias_shared, biased, bias_local, angle_share
 
 
 @T.macro
-def set_free(free, stage, tid):
-    """Tell the block that asks for all that this one has done with a stage."""
-    if tid == 0:
-        T.mbarrier_arrive(free[stage], 0)
-
-
-@T.macro
-def wait_free(free, stage, turn, tid):
-    """Wait in the warp that asks, of the block that asks for all, until every block of the cluster
-    has done with a stage, for the turn-th time from 0."""
-    if T.And(T.block_rank_in_cluster() == 0, tid < 32):
-        T.mbarrier_wait_parity(free[stage], turn % 2)
-
-
-@T.macro
 def fetch_times(
     facts, rate, gates, rate_shared, gate_shared, known, slot, i_h, i_r, half
 ):  # fmt: skip
@@ -304,23 +289,18 @@ def fetch_times(
 @T.macro
 def fetch(
     facts, bc, x, z, k_shared, q_shared, x_shared, z_shared,
-    full, slot, start, i_h, i_g, stage, has_q, has_z, share=1,
+    full, slot, start, i_h, i_g, stage, has_q, has_z,
 ):  # fmt: skip
-    """Ask for a chunk's k, q, x and z by TMA; full[stage] completes when all have come.
-
-    share: blocks of a cluster, which get k and q from one copy.
-    """
+    """Ask for a chunk's k, q, x and z by TMA; full[stage] completes when all have come."""
     C, P, N = facts.C, facts.P, facts.N
-    at, those = i_h * P, (1 << share) - 1 if share > 1 else None
+    at = i_h * P
     T.tma_copy(
-        bc[0, slot, i_g, 0:COLUMNS, 0:N], k_shared[stage, 0:COLUMNS, 0:N], barrier=full[stage],
-        cluster_mask=those,
-    )  # fmt: skip
+        bc[0, slot, i_g, 0:COLUMNS, 0:N], k_shared[stage, 0:COLUMNS, 0:N], barrier=full[stage]
+    )
     if has_q:
         T.tma_copy(
-            bc[1, slot, i_g, 0:COLUMNS, 0:N], q_shared[stage, 0:COLUMNS, 0:N],
-            barrier=full[stage], cluster_mask=those,
-        )  # fmt: skip
+            bc[1, slot, i_g, 0:COLUMNS, 0:N], q_shared[stage, 0:COLUMNS, 0:N], barrier=full[stage]
+        )
     T.tma_copy(x[start : start + C, at : at + P], x_shared[stage, 0:C, 0:P], barrier=full[stage])
     if has_z:
         T.tma_copy(

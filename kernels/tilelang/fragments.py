@@ -96,13 +96,18 @@ def transpose(facts, tile_shared, stage, tid, raw_frag):
 
 
 @T.macro
-def weigh(facts, raw_frag, left, factor_shared, stage, up_frag, w_frag):
-    """w_frag (P, C R) = x_j mimo_x times the factor of x_j, rounded; raw_frag (P, C) is x.
-
-    Zero past the sequence's end and past row P.
-    """
+def inputs(facts, x_shared, stage, left, tid, raw_frag, in_frag):
+    """x in float32: zero past the sequence's end and past row P."""
+    transpose(facts, x_shared, stage, tid, raw_frag)
     for p, t in T.Parallel(facts.rows, facts.C):
-        x = T.cast(raw_frag[p, t], "float32") * factor_shared[stage, 1, t]
-        there = T.if_then_else(T.And(t < left, p < facts.P), x, 0.0)
+        x = T.cast(raw_frag[p, t], "float32")
+        in_frag[p, t] = T.if_then_else(T.And(t < left, p < facts.P), x, 0.0)
+
+
+@T.macro
+def weigh(facts, in_frag, factor_shared, stage, up_frag, w_frag):
+    """w_frag (P, C R) = w_j e^{s_C - s_j} X, rounded."""
+    for p, t in T.Parallel(facts.rows, facts.C):
+        x = in_frag[p, t] * factor_shared[stage, 1, t]
         for r in T.unroll(facts.R):
-            w_frag[p, column_of(t, r, facts.R)] = there * up_frag[p, r]
+            w_frag[p, column_of(t, r, facts.R)] = x * up_frag[p, r]

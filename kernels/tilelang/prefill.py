@@ -41,7 +41,6 @@ class Config:
     blocks: int = 2  # of `scan` that an SM should hold
     stages: int = 2  # chunks in shared memory at a time
     registers: int = 176  # of a thread that multiplies, the others share the rest; 0: all alike
-    share: int = 1  # heads of one group that get k and q from one copy
 
 
 def supports(problem: Problem, device: torch.device) -> str | None:
@@ -79,26 +78,20 @@ def configs(problem: Problem, device: torch.device) -> Iterator[Config]:
     yield Config(*cuts, blocks, stages, registers)
     if stages > 1:  # under 99 KB for the published shapes
         yield Config(*cuts, blocks, 1, registers)
-    elif blocks > 1:  # one block an SM, in which both groups work at once
-        yield Config(*_cuts(problem, device, 1), 1, 2, 0)
 
 
 def space(problem: Problem, device: torch.device) -> dict[str, Config]:
     """What tuning tries: one departure from the default at a time.
 
-    blocks, stages: another of `configs`. fill: the cut is for so many blocks an SM, 0 for none.
-    share: so many heads of a group are a cluster. registers: more or less for a thread that
+    fill: the cut is for so many blocks an SM, 0 for none. registers: more or less for a thread that
     multiplies, so less or more for the others.
     """
     default, *others = configs(problem, device)
-    found = {f"blocks={other.blocks} stages={other.stages}": other for other in others}
+    found = {f"stages={other.stages}": other for other in others}
     for fill in (0, 1, 2, 3, 4):
         piece, segment = _cuts(problem, device, fill)
         if (piece, segment) != (default.piece, default.segment) and (segment or not fill):
             found[f"fill={fill}"] = replace(default, piece=piece, segment=segment)
-    for share in (2, 4):
-        if problem.H // problem.G % share == 0:
-            found[f"share={share}"] = replace(default, share=share)
     if default.registers:
         for more in (-8, 8):
             found[f"registers={more:+}"] = replace(default, registers=default.registers + more)
@@ -176,11 +169,8 @@ def launches(call: Call, config: Config) -> Iterator[Launch]:
         new(pieces, p.H),
     ]
     if segments > 1:
-        # its chunks are small: two at a time, and one more where blocks wait for each other
-        stages = max(2, config.stages) + (config.share > 1)
         yield Launch(
-            "segment_states", states_kernel, facts,
-            (3 if config.blocks > 1 else 1, stages, config.share),
+            "segment_states", states_kernel, facts, (3 if config.blocks > 1 else 1, config.stages),
             facts.multipliers, True,
             [x, bc, rate, gates, *present("b_bias", "mimo_x"), offsets, *carried,
              p.L, packed, piece, segment, (segments - 1) * segment // piece, sequences],
@@ -189,8 +179,7 @@ def launches(call: Call, config: Config) -> Iterator[Launch]:
     weights = present("b_bias", "c_bias", "d", "mimo_x", "mimo_z", "mimo_o", "out_norm")
     ranks = 1 if p.reduced else p.R
     yield Launch(
-        "scan", scan_kernel, facts,
-        (config.blocks, config.stages, config.share, config.registers),
+        "scan", scan_kernel, facts, (config.blocks, config.stages, config.registers),
         facts.multipliers + MOVERS, True,
         [x, z, bc, rate, gates, *weights, offsets, *(tensor for _, tensor in old.items()),
          *carried, call.y.view(tokens, ranks, p.H, p.P),

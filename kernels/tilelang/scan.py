@@ -32,9 +32,7 @@ from .chunk import (
     mask_far,
     pair_of,
     prepare,
-    set_free,
     turn_tiles,
-    wait_free,
 )
 from .facts import COLUMNS, Facts
 from .fragments import (
@@ -44,6 +42,7 @@ from .fragments import (
     by_pair,
     by_rank,
     by_token,
+    inputs,
     project,
     transpose,
     weigh,
@@ -233,7 +232,7 @@ def put_y(facts, y, y_shared, copy, i_h, start, left, rank, tid):
                 ]
 
 
-def scan_kernel(facts: Facts, blocks: int, stages: int, share: int, registers: int):
+def scan_kernel(facts: Facts, blocks: int, stages: int, registers: int):
     """One block per (head, segment): the output of its tokens, and a sequence's final state."""
     R, P, N, S, C, dtype = facts.R, facts.P, facts.N, facts.S, facts.C, facts.dtype
     optional, rows, wide = facts.optional, facts.rows, min(N, WIDE)
@@ -288,11 +287,7 @@ def scan_kernel(facts: Facts, blocks: int, stages: int, share: int, registers: i
         segment: T.int32,
         segments: T.int32,
     ):
-        with T.Kernel(H, segments, count, threads=threads, cluster_dims=share) as (
-            i_h,
-            i_seg,
-            i_seq,
-        ):
+        with T.Kernel(H, segments, count, threads=threads) as (i_h, i_seg, i_seq):
             T.annotate_min_blocks_per_sm(blocks)
             k_shared = T.alloc_shared((stages, COLUMNS, N), dtype)
             q_shared = T.alloc_shared((stages, COLUMNS, N), dtype)
@@ -310,8 +305,6 @@ def scan_kernel(facts: Facts, blocks: int, stages: int, share: int, registers: i
             bias_shared = T.alloc_shared((2, R, 2, N // 2), "float32")
             full = T.alloc_barrier([multipliers] * stages)  # k, q, x and z are there
             known = T.alloc_barrier([MOVERS])  # gates and rates are
-            if share > 1:
-                free = T.alloc_cluster_barrier([share] * stages)  # all have done with k and q
             ready = T.alloc_barrier([MOVERS] * stages)  # turned, and the scores
             T.annotate_layout({
                 x_shared: make_swizzled_layout(x_shared),
@@ -431,14 +424,14 @@ def scan_kernel(facts: Facts, blocks: int, stages: int, share: int, registers: i
                         if i < chunks:
                             fetch(
                                 facts, bc, x, z, k_shared, q_shared, x_shared, z_shared, full,
-                                slot + i, start + i * C, i_h, i_g[0], i, True, has_z, share,
+                                slot + i, start + i * C, i_h, i_g[0], i, True, has_z,
                             )  # fmt: skip
                     h_frag = T.alloc_fragment((rows, N), "float32")
                     h_operand = T.alloc_fragment((rows, wide), dtype)
                     y_frag = T.alloc_fragment((rows, COLUMNS), "float32")
                     x_frag = T.alloc_fragment((rows, COLUMNS), dtype)
-                    raw_frag = T.alloc_fragment((rows, C), dtype)
-                    z_frag = T.alloc_fragment((rows, C), dtype)
+                    raw_frag = T.alloc_fragment((rows, C), dtype)  # x, then z
+                    in_frag = T.alloc_fragment((rows, C), "float32")
                     out_frag = T.alloc_fragment((rows, C), "float32")
                     fall_frag = T.alloc_fragment((rows, C), "float32")
                     up_frag = T.alloc_fragment((rows, R), "float32")
@@ -448,7 +441,7 @@ def scan_kernel(facts: Facts, blocks: int, stages: int, share: int, registers: i
                     square_frag = T.alloc_fragment((rows // 2, COLUMNS), "float32")
                     T.annotate_layout({
                         raw_frag: by_pair(facts),
-                        z_frag: by_pair(facts),
+                        in_frag: by_token(facts),
                         out_frag: by_token(facts),
                         fall_frag: by_token(facts),
                         up_frag: by_rank(facts),
@@ -501,24 +494,23 @@ def scan_kernel(facts: Facts, blocks: int, stages: int, share: int, registers: i
                                 q_shared[stage, 0:COLUMNS, part * wide : (part + 1) * wide],
                                 y_frag, transpose_B=True, clear_accum=part == 0, policy=ROWS,
                             )  # fmt: skip
-                        transpose(facts, x_shared, stage, tid, raw_frag)
+                        inputs(facts, x_shared, stage, left - i * C, tid, raw_frag, in_frag)
                         weights(facts, mimo_shared, 0, up_frag)
-                        weigh(facts, raw_frag, left - i * C, factor_shared, stage, up_frag, x_frag)
+                        weigh(facts, in_frag, factor_shared, stage, up_frag, x_frag)
                         T.wgmma_gemm(
                             x_frag, score_shared[stage, 0:COLUMNS, 0:COLUMNS], y_frag, policy=ROWS
                         )
                         T.wgmma_gemm(x_frag, k_shared[stage, 0:COLUMNS, 0:N], h_frag, policy=ROWS)
                         if has_z:
-                            transpose(facts, z_shared, stage, tid, z_frag)
+                            transpose(facts, z_shared, stage, tid, raw_frag)
                         T.wait_wgmma(1)  # the rest needs y alone
                         weights(facts, mimo_shared, 1, gate_frag)
                         weights(facts, mimo_shared, 2, down_frag)
-                        gate(facts, z_frag, gate_frag, down_frag, product_frag)
+                        gate(facts, raw_frag, gate_frag, down_frag, product_frag)
                         if has_d:  # d x, as y is
                             weights(facts, mimo_shared, 0, up_frag)
                             for p, t in T.Parallel(rows, C):
-                                x_here = T.cast(raw_frag[p, t], "float32")
-                                past = skip * x_here * factor_shared[stage, 2, t]
+                                past = skip * in_frag[p, t] * factor_shared[stage, 2, t]
                                 for r in T.unroll(R):
                                     y_frag[p, column_of(t, r, R)] += past * up_frag[p, r]
                         if has_norm:
@@ -548,13 +540,10 @@ def scan_kernel(facts: Facts, blocks: int, stages: int, share: int, registers: i
                             # product; here it has arrived, and no store to y is waited for
                             T.fence_proxy_async()
                             if rank == 0 and i + stages < chunks:  # all are done with the stage
-                                if share > 1:
-                                    set_free(free, stage, tid)
-                                    wait_free(free, stage, i // stages, tid)
                                 fetch(
                                     facts, bc, x, z, k_shared, q_shared, x_shared, z_shared, full,
                                     slot + i + stages, start + (i + stages) * C, i_h, i_g[0],
-                                    stage, True, has_z, share,
+                                    stage, True, has_z,
                                 )  # fmt: skip
                             put_y(
                                 facts, y, y_shared, copy, i_h, start + i * C, left - i * C, rank,
@@ -568,7 +557,5 @@ def scan_kernel(facts: Facts, blocks: int, stages: int, share: int, registers: i
                             if p < P:
                                 dim = dim_of(n, N, S, facts.half)
                                 h_out[i_seq, i_h, p, dim] = h_frag[p, n] * fall
-            if share > 1:
-                T.cluster_sync()  # no block ends while another may still reach into it
 
     return scan

@@ -11,12 +11,10 @@ from .chunk import (
     keep_bias,
     load_bias,
     pair_of,
-    set_free,
     turn_tiles,
-    wait_free,
 )
 from .facts import COLUMNS, Facts
-from .fragments import ROWS, by_pair, by_rank, project, transpose, weigh, weights
+from .fragments import ROWS, by_pair, by_rank, by_token, inputs, project, weigh, weights
 from .functions import sequence
 
 
@@ -31,7 +29,7 @@ def follow(facts, gate_shared, half, factor_shared, decay, tid):
     decay[0] = end
 
 
-def states_kernel(facts: Facts, blocks: int, stages: int, share: int):
+def states_kernel(facts: Facts, blocks: int, stages: int):
     """One block per (head, piece before a sequence's last segment): dS, its angle, its decay.
 
     seg_h (pieces, H, P, N), dims by position; seg_turns (pieces, H, S); seg_decay (pieces, H),
@@ -63,11 +61,7 @@ def states_kernel(facts: Facts, blocks: int, stages: int, share: int):
         per_sequence: T.int32,
         sequences: T.int32,
     ):
-        with T.Kernel(H, per_sequence, sequences, threads=threads, cluster_dims=share) as (
-            i_h,
-            i_piece,
-            i_seq,
-        ):
+        with T.Kernel(H, per_sequence, sequences, threads=threads) as (i_h, i_piece, i_seq):
             T.annotate_min_blocks_per_sm(blocks)
             k_shared = T.alloc_shared((stages, COLUMNS, N), dtype)
             x_shared = T.alloc_shared((stages, C, P), dtype)
@@ -80,14 +74,14 @@ def states_kernel(facts: Facts, blocks: int, stages: int, share: int):
             bias_local = T.alloc_local((1, 8), "float32")
             full = T.alloc_barrier([threads] * stages)  # k and x are there
             known = T.alloc_barrier([threads])  # gates and rates are
-            if share > 1:
-                free = T.alloc_cluster_barrier([share] * stages)  # all have done with k
             h_frag = T.alloc_fragment((facts.rows, N), "float32")
             w_frag = T.alloc_fragment((facts.rows, COLUMNS), dtype)
             raw_frag = T.alloc_fragment((facts.rows, C), dtype)
+            in_frag = T.alloc_fragment((facts.rows, C), "float32")
             up_frag = T.alloc_fragment((facts.rows, R), "float32")
             T.annotate_layout({
                 raw_frag: by_pair(facts),
+                in_frag: by_token(facts),
                 up_frag: by_rank(facts),
                 x_shared: make_swizzled_layout(x_shared),
             })  # fmt: skip
@@ -118,7 +112,7 @@ def states_kernel(facts: Facts, blocks: int, stages: int, share: int):
                     if i < chunks:
                         fetch(
                             facts, bc, x, x, k_shared, k_shared, x_shared, x_shared, full,
-                            last - i, token - i * C, i_h, i_g[0], i, False, False, share,
+                            last - i, token - i * C, i_h, i_g[0], i, False, False,
                         )  # fmt: skip
                 T.sync_threads()
                 weights(facts, mimo_shared, 0, up_frag)
@@ -130,12 +124,10 @@ def states_kernel(facts: Facts, blocks: int, stages: int, share: int):
                 for i in T.serial(chunks):
                     stage, ahead = i % stages, i + stages - 1
                     if ahead < chunks:
-                        if share > 1 and i > 0:
-                            wait_free(free, ahead % stages, ahead // stages - 1, tid)
                         fetch(
                             facts, bc, x, x, k_shared, k_shared, x_shared, x_shared, full,
                             last - ahead, token - ahead * C, i_h, i_g[0], ahead % stages, False,
-                            False, share,
+                            False,
                         )  # fmt: skip
                     if i + 1 < chunks:
                         fetch_times(
@@ -144,8 +136,8 @@ def states_kernel(facts: Facts, blocks: int, stages: int, share: int):
                         )  # fmt: skip
                     # dS += sum_j e^{s_P - s_j} w_j x_j k_j^T, s_P the decay up to the piece's end
                     T.mbarrier_wait_parity(full[stage], i // stages % 2)
-                    transpose(facts, x_shared, stage, tid, raw_frag)
-                    weigh(facts, raw_frag, C, factor_shared, 0, up_frag, w_frag)
+                    inputs(facts, x_shared, stage, C, tid, raw_frag, in_frag)
+                    weigh(facts, in_frag, factor_shared, 0, up_frag, w_frag)
                     turn_tiles(
                         facts, (k_shared,), stage, bias_shared, (has_bias,), bias_local,
                         angle_shared, tid, threads,
@@ -162,8 +154,6 @@ def states_kernel(facts: Facts, blocks: int, stages: int, share: int):
                         follow(facts, gate_shared, (i + 1) % 2, factor_shared, decay, tid)
                     T.wait_wgmma(0)
                     T.sync_threads()
-                    if share > 1:
-                        set_free(free, stage, tid)
                 slot_out = T.truncdiv(first, piece) + i_seq + i_piece
                 for p, n in T.Parallel(facts.rows, N):
                     if p < P:
@@ -174,7 +164,5 @@ def states_kernel(facts: Facts, blocks: int, stages: int, share: int):
                         seg_turns[slot_out, i_h, i_s] = -turns[0]
                 if tid == 0:
                     seg_decay[slot_out, i_h] = decay[0]
-            if share > 1:
-                T.cluster_sync()  # no block ends while another may still reach into it
 
     return segment_states

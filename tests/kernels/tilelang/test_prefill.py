@@ -181,23 +181,6 @@ def test_cut_sequences(piece: int, segment: int, has_state: bool, seed: int) -> 
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize(("H", "G", "share"), [(2, 1, 2), (4, 2, 2), (36, 1, 2), (40, 1, 4)])
-@pytest.mark.parametrize("cut", [{"piece": 0, "segment": 0}, {"piece": 48, "segment": 96}], ids=str)
-@pytest.mark.parametrize("lengths", [None, PACKED, (200, 1, 0, 133)], ids=str)
-def test_heads_share_a_copy(
-    lengths: tuple[int, ...] | None, cut: dict[str, int], H: int, G: int, share: int, seed: int
-) -> None:
-    """Blocks that get k and q from one copy write the bits that they write by themselves."""
-    usual = {"H": H, "G": G}
-    case = problem(L=331, **usual) if lengths is None else packed(lengths, **usual)
-    call = make_call(case, seed, "cuda")
-    alone, shared = run(call, share=1, **cut), run(call, share=share, **cut)
-    assert judged(call, shared) == ""
-    for name, tensor in alone.outputs().items():
-        assert torch.equal(tensor, shared.outputs()[name]), name
-
-
-@pytest.mark.gpu
 @pytest.mark.parametrize("config", [{}, {"piece": 16, "segment": 32}], ids=str)
 @pytest.mark.parametrize("bad", [0, 2, 3])
 def test_nan_stays_in_its_packed_sequence(bad: int, config: dict[str, int], seed: int) -> None:
