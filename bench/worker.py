@@ -108,6 +108,7 @@ class Worker:
         self.parent = parent
         self.gpu = Gpu(self.device) if self.device.type == "cuda" else None
         peers.register()
+        peers.rehearsing = self.settings.kind == "rehearse"
         plugins.load(self.settings.plugins)
         self.environment = environment(self.device, interpreted=self.settings.interpret)
         self.environment |= {"command": self.settings.command, "ceilings": start.ceilings}

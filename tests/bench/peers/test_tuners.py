@@ -5,6 +5,8 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 
+from mamba3_bench.bench import peers
+
 triton = pytest.importorskip("triton")
 
 
@@ -31,6 +33,20 @@ def test_each_tuner_of_a_package_is_found_once(library, adapter):
     """Behind heuristics, in any of its modules; kernels without a choice are none."""
     assert list(adapter("tuners").tuners("madeup")) == [library]
     assert list(adapter("tuners").tuners("madeuptoo")) == []
+
+
+@pytest.mark.parametrize("rehearsing", [False, True])
+def test_a_rehearsal_launches_once_and_compares_nothing(library, adapter, monkeypatch, rehearsing):
+    """The same call takes Triton's benchmark otherwise."""
+    tuners = adapter("tuners")
+    monkeypatch.setattr(peers, "rehearsing", rehearsing)
+    bench = SimpleNamespace(get_benchmarker=lambda: lambda launch, **_: launch() or [2.0] * 3)
+    monkeypatch.setattr(tuners, "driver", SimpleNamespace(active=bench))
+    tuners.forget("madeup")
+    launched = []
+    found = library.do_bench(lambda: launched.append(1), quantiles=(0.5, 0.2, 0.8))
+    assert found == [1.0 if rehearsing else 2.0] * 3
+    assert launched == [1]
 
 
 def test_forget_drops_choices_and_compiles_before_comparing(library, adapter, monkeypatch):
