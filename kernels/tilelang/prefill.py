@@ -207,7 +207,7 @@ def aligned(tensor: Tensor) -> Tensor:
 
 def resources(problem: Problem, config: Config) -> list[Resources]:
     """Registers, spills and shared memory of each launch on sm_90a; needs nvcc but no GPU."""
-    call = make_call(problem, 0, "meta")
+    call = make_call(problem, 0, "cpu" if problem.lengths else "meta")  # lengths are read
     return [
         compile.resources(launch.kernel(), launch.name, launch.threads)
         for launch in launches(call, config)

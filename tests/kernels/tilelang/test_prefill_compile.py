@@ -69,6 +69,18 @@ def test_published_shape_compiles(record_property: Any) -> None:
 
 @needs_nvcc
 @pytest.mark.slow
+def test_packed_sequences_take_the_same_kernels() -> None:
+    """They are compiled ahead as all others are: their lengths are known at run time."""
+    implementation = registry.get("prefill", "tilelang")
+    assert implementation.resources is not None
+    config = implementation.default(problem(), CPU)
+    activate, _, scan = implementation.resources(problem(), config)
+    packed = problem(L=39, lengths=(5, 0, 33, 1))
+    assert implementation.resources(packed, config) == [activate, scan]
+
+
+@needs_nvcc
+@pytest.mark.slow
 def test_one_config_fits_a_block_of_99_kb() -> None:
     """One stage of shared memory is what cards other than data-centre ones have."""
     from mamba3_bench.kernels.tilelang import compile, prefill
