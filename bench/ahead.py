@@ -20,7 +20,7 @@ from ..kernels.family import Problem, family
 from ..kernels.registry import config_dict
 from .jobs import Entry, Job, Settings, Stage
 from .kept import Kept
-from .ledger import Slot
+from .ledger import FAILED, Slot
 from .records import Row
 from .runner import Runner
 
@@ -31,8 +31,8 @@ SIDE_BY_SIDE = 12  # processes on one GPU: each takes half a gigabyte of it besi
 class Progress(Protocol):
     """Who watches."""
 
-    def ahead(self, what: str, done: int, total: int) -> None:
-        """So many of all problems are done before the run."""
+    def ahead(self, what: str, done: int, total: int, failed: int) -> None:
+        """So many of all problems are done before the run, so many of these failed."""
 
 
 def compile_ahead(
@@ -147,7 +147,7 @@ class Quiet:
 
     def __init__(self, what: str, progress: Progress, kept: Kept | None = None) -> None:
         self.what, self.progress, self.kept = what, progress, kept
-        self.total = self.done = 0
+        self.total = self.done = self.failed = 0
 
     def planned(self, total: int, recorded: int) -> None:
         self.total = total
@@ -159,4 +159,5 @@ class Quiet:
         if self.kept is not None:
             self.kept.add(row)
         self.done += 1
-        self.progress.ahead(self.what, self.done, self.total)
+        self.failed += row.status in FAILED
+        self.progress.ahead(self.what, self.done, self.total, self.failed)

@@ -99,12 +99,14 @@ class Watch:
         name = problem_name(entry.problem.as_dict())
         self._bar.update(self._task, stage=f"{who} {name}: {stage.what}")
 
-    def ahead(self, what: str, done: int, total: int) -> None:
-        """So many of all problems are done before the run."""
+    def ahead(self, what: str, done: int, total: int, failed: int) -> None:
+        """So many of all problems are done before the run, so many of these failed."""
         self._bar.update(self._task, stage=f"{what} ahead: {done} of {total} problems")
-        if done == total and not self.page.is_terminal:
+        if done == total and (failed or not self.page.is_terminal):
             seconds = time.monotonic() - self._begin
-            self.page.print(f"{what} {total} problems ahead, {seconds:.0f} s", highlight=False)
+            said = f"{what} {total} problems ahead, {seconds:.0f} s"
+            also = f", {failed} failed: the rows will say why" if failed else ""
+            self.page.print(said + also, highlight=False)
             self._begin = time.monotonic()
 
     def row(self, row: Row) -> None:

@@ -54,8 +54,8 @@ class Progress:
     def __init__(self):
         self.told = []
 
-    def ahead(self, what, done, total):
-        self.told.append((what, done, total))
+    def ahead(self, what, done, total, failed):
+        self.told.append((what, done, total, failed))
 
 
 def job(problem, *backends):
@@ -101,7 +101,7 @@ def test_rivals_run_once_side_by_side(tmp_path, monkeypatch):
     settings = Settings("sweep", plugins=(str(plugin), str(other)))
     jobs = [job(p, "torch", "theirs", "also theirs", "others") for p in SMALL]
     ahead.rehearse(jobs, {}, Slot("cpu"), settings, progress, 60.0)
-    assert progress.told[-1] == ("rehearsed", 4, 4)
+    assert progress.told[-1] == ("rehearsed", 4, 4, 0)
     ahead.rehearse(jobs, {}, Slot("cpu"), settings, again := Progress(), 60.0)
     assert again.told == []  # it lies on disk
     ran = sorted(file.read_text() for file in tmp_path.glob("ran-*"))
@@ -131,7 +131,7 @@ def test_compiled_kernels_are_found_on_disk(tmp_path, monkeypatch):
     monkeypatch.setattr(ahead, "family", lambda op: alone)
     environment = {"compute_capability": ahead.COMPILED_FOR}
     ahead.compile_ahead([job(packed, "triton")], environment, Settings("sweep"), progress)
-    assert progress.told == [("compiled", 1, 1)]
+    assert progress.told == [("compiled", 1, 1, 0)]
     before = set(tmp_path.rglob("*.cubin"))
     assert before
     call = make_call(packed, 0)
@@ -203,3 +203,14 @@ def test_an_import_that_ends_a_worker_costs_its_row(tmp_path, monkeypatch):
     assert rows["late"].status == "run-failed"
     assert "worker died: exit code 3" in rows["late"].reason
     assert rows["torch"].status == "ok"
+
+
+def test_what_fails_ahead_is_counted():
+    """A compiler that fails on everything is not silent until the GPU is held."""
+    progress, settings = Progress(), Settings("resources")
+    watch = ahead.Quiet("compiled", progress)
+    jobs = [job(problem, "triton") for problem in SMALL]
+    watch.planned(len(jobs), 0)
+    for one, status in zip(jobs, ("skipped", "compile-failed"), strict=True):
+        watch.row(replace(blank_row(one.entries[0], settings, {}, one.match), status=status))
+    assert progress.told == [("compiled", 1, 2, 0), ("compiled", 2, 2, 1)]
