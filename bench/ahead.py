@@ -46,9 +46,13 @@ def compile_ahead(
     jobs = kept.missing(compile_jobs(left, environment.get("gpu")))
     if not jobs:
         return
-    slot = Slot("cpu", {"OMP_NUM_THREADS": "1"})
-    slots = [slot] * min(len(jobs), len(os.sched_getaffinity(0)))
-    _run(Runner(compiling, slots, None, Quiet("compiled", progress, kept)), jobs)
+    _run(Runner(compiling, compilers(jobs), None, Quiet("compiled", progress, kept)), jobs)
+
+
+def compilers(jobs: Sequence[Job]) -> list[Slot]:
+    """Places to compile in, away from the GPU: one a core, and no more than there are jobs."""
+    count = max(1, min(len(jobs), len(os.sched_getaffinity(0))))
+    return [Slot("cpu", {"OMP_NUM_THREADS": "1"})] * count
 
 
 def rehearse(

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
+from ..kernels.problem import OpName
 from ..kernels.toolchain import cache_folder
 from .jobs import Entry, Job, Settings
 from .keys import source_hash
@@ -52,7 +53,9 @@ class Kept:
         problem = entry.problem
         return self._name(problem.op, entry.backend, problem.as_dict(), entry.config or {})
 
-    def _name(self, op: Any, backend: str, problem: dict[str, Any], config: Any) -> str:
+    def _name(
+        self, op: OpName, backend: str, problem: dict[str, Any], config: dict[str, Any]
+    ) -> str:
         source = source_hash(op, backend, self._plugins, choosing=False)
         told = json.dumps(
             [self._common, source, backend, problem, config], sort_keys=True, default=str

@@ -11,7 +11,6 @@
 
 import argparse
 import json
-import os
 import random
 from collections.abc import Sequence
 from dataclasses import replace
@@ -27,12 +26,12 @@ from ..kernels import lookup, registry
 from ..kernels.family import Problem, family
 from ..kernels.registry import DEFAULT, Config, config_dict
 from . import export, plugins, records, shipping, show
-from .ahead import COMPILED_FOR, Quiet, once_each
+from .ahead import COMPILED_FOR, Quiet, compilers, once_each
 from .cover import Cover
 from .fields import Decision, Field, decide, read
 from .hardware import environment
 from .jobs import Entry, Job, Place, Settings
-from .ledger import Outcome, Slot
+from .ledger import Outcome
 from .records import Row
 from .report import write_tuning
 from .runner import Runner
@@ -165,12 +164,10 @@ def compile_all(
                 problems = dict.fromkeys(case.problem for case in cases)
                 wanted += [replace(entry, problem=problem, place=None) for problem in problems]
     jobs = once_each(wanted)  # the entries of candidates are first: they keep their places
-    cores = len(os.sched_getaffinity(0))
-    slots = [Slot("cpu", {"OMP_NUM_THREADS": "1"})] * max(1, min(len(jobs), cores))
     with show.Watch(page, "compile") as watch:
         return Runner(
             replace(settings, kind="resources", interpret=False),
-            slots,
+            compilers(jobs),
             records_path(arguments),
             Quiet("compiled", watch),
             timeout_s=arguments.timeout,
