@@ -279,11 +279,11 @@ def turn_tiles(facts, tiles, stage, bias_shared, biased, bias_local, angle_share
 def fetch_times(
     facts, rate, gates, rate_shared, gate_shared, known, slot, i_h, i_r, half
 ):  # fmt: skip
-    """Ask for a chunk's gates and angle rates by TMA; known[0] completes when both have come."""
+    """Ask for a chunk's gates and angle rates by TMA; known[half] completes when both have come."""
     C, S = facts.C, facts.S
-    T.tma_copy(gates[slot, i_h, 0:4, 0:C], gate_shared[half, 0:4, 0:C], barrier=known[0])
-    T.tma_copy(rate[slot, i_r, 0:S, 0:C], rate_shared, barrier=known[0])
-    T.barrier_arrive(known[0])
+    T.tma_copy(gates[slot, i_h, 0:4, 0:C], gate_shared[half, 0:4, 0:C], barrier=known[half])
+    T.tma_copy(rate[slot, i_r, 0:S, 0:C], rate_shared, barrier=known[half])
+    T.barrier_arrive(known[half])
 
 
 @T.macro

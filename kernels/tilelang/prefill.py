@@ -66,28 +66,32 @@ def supports(problem: Problem, device: torch.device) -> str | None:
 
 def configs(problem: Problem, device: torch.device) -> Iterator[Config]:
     """Legal configurations, best guess first."""
-    if problem.P <= 64 and problem.N <= 128:
-        # two stages of 32 tokens or more take 119 KB and more: one block an SM
-        blocks, stages = 2, 1 if problem.N == 128 and problem.R <= 2 else 2
-        registers = 184  # the fewest with which nothing spills in the loop
+    if _small(problem):
+        # 168: the fewest registers with which nothing spills in the loop
+        shapes = [(2, 2, 168), (2, 1, 168)]  # one stage: under 99 KB for the published shapes
+        if problem.N == 128 and problem.R <= 2:  # two stages take 119 KB and more: one block an SM
+            shapes = [(1, 2, 0), (2, 1, 168)]
     elif problem.N <= 128:  # 384 threads: one block an SM
-        blocks, stages, registers = 1, 2, 208
+        shapes = [(1, 2, 208), (1, 1, 208)]
     else:  # h takes 128 registers; two stages do not fit for R = 1
-        blocks, stages, registers = 1, 1, 216 if problem.P == 128 else 0
-    cuts = _cuts(problem, device, blocks)
-    yield Config(*cuts, blocks, stages, registers)
-    if stages > 1:  # under 99 KB for the published shapes
-        yield Config(*cuts, blocks, 1, registers)
+        shapes = [(1, 1, 216 if problem.P == 128 else 0)]
+    for blocks, stages, registers in shapes:
+        yield Config(*_cuts(problem, device, blocks), blocks, stages, registers)
+
+
+def _small(problem: Problem) -> bool:
+    """Whether an SM can hold two blocks of `scan`, or three of `segment_states`."""
+    return problem.P <= 64 and problem.N <= 128
 
 
 def space(problem: Problem, device: torch.device) -> dict[str, Config]:
     """What tuning tries: one departure from the default at a time.
 
-    fill: the cut is for so many blocks an SM, 0 for none. registers: more or less for a thread that
-    multiplies, so less or more for the others.
+    blocks, stages: another of `configs`. fill: the cut is for so many blocks an SM, 0 for none.
+    registers: more or less for a thread that multiplies, so less or more for the others.
     """
     default, *others = configs(problem, device)
-    found = {f"stages={other.stages}": other for other in others}
+    found = {f"blocks={other.blocks} stages={other.stages}": other for other in others}
     for fill in (0, 1, 2, 3, 4):
         piece, segment = _cuts(problem, device, fill)
         if (piece, segment) != (default.piece, default.segment) and (segment or not fill):
@@ -99,17 +103,20 @@ def space(problem: Problem, device: torch.device) -> dict[str, Config]:
 
 
 def _cuts(problem: Problem, device: torch.device, blocks: int) -> tuple[int, int]:
-    """Tokens per piece and per segment that fill the GPU once with so many blocks an SM."""
+    """Tokens per piece and per segment that fill the GPU once with so many blocks of `scan` an SM,
+    and with three of `segment_states`, if a segment has 2 to 6 pieces."""
     chunk = facts_of(problem).C
     longest = max(problem.lengths) if problem.lengths else problem.L
     sms = H100_SMS
     if device.type == "cuda":
         sms = torch.cuda.get_device_properties(device).multi_processor_count
-    segments = blocks * sms // (problem.H * problem.sequences)
+    heads = problem.H * problem.sequences
+    segments = blocks * sms // heads
     if segments < 2 or longest <= 4 * chunk:
         return 0, 0
-    piece = -(-longest // (2 * segments * chunk)) * chunk
-    return piece, 2 * piece
+    pieces = min(max(3 * sms // (heads * (segments - 1)), 2), 6)  # of a segment
+    piece = -(-longest // (pieces * segments * chunk)) * chunk
+    return piece, pieces * piece
 
 
 class Launch(NamedTuple):
@@ -169,8 +176,11 @@ def launches(call: Call, config: Config) -> Iterator[Launch]:
         new(pieces, p.H),
     ]
     if segments > 1:
+        small = _small(p)
+        # three blocks an SM leave room for one stage of many tokens
+        stages = 1 if small and p.N == 128 and p.R <= 2 else config.stages
         yield Launch(
-            "segment_states", states_kernel, facts, (3 if config.blocks > 1 else 1, config.stages),
+            "segment_states", states_kernel, facts, (3 if small else 1, stages),
             facts.multipliers, True,
             [x, bc, rate, gates, *present("b_bias", "mimo_x"), offsets, *carried,
              p.L, packed, piece, segment, (segments - 1) * segment // piece, sequences],

@@ -51,7 +51,6 @@ from .fragments import (
 from .functions import LOG2_E, RADIANS, TURNS, radians_of, sequence, turns_of
 from .order import column_of, dim_of, token_of
 
-WIDE = 128  # columns of h that are rounded at a time: 32 registers
 SCORES, OUTPUT, ANGLES = 1, 2, 3  # named barriers
 
 
@@ -235,7 +234,8 @@ def put_y(facts, y, y_shared, copy, i_h, start, left, rank, tid):
 def scan_kernel(facts: Facts, blocks: int, stages: int, registers: int):
     """One block per (head, segment): the output of its tokens, and a sequence's final state."""
     R, P, N, S, C, dtype = facts.R, facts.P, facts.N, facts.S, facts.C, facts.dtype
-    optional, rows, wide = facts.optional, facts.rows, min(N, WIDE)
+    optional, rows = facts.optional, facts.rows
+    wide = min(N, 64 if blocks > 1 else 128)  # columns of h rounded at a time: few registers
     has_z, has_d, has_norm = "z" in optional, "d" in optional, "out_norm" in optional
     biased = ("b_bias" in optional, "c_bias" in optional)
     multipliers = facts.multipliers
@@ -304,7 +304,8 @@ def scan_kernel(facts: Facts, blocks: int, stages: int, registers: int):
             scratch_shared = T.alloc_shared((max(2 * S, sums),), "float32")
             bias_shared = T.alloc_shared((2, R, 2, N // 2), "float32")
             full = T.alloc_barrier([multipliers] * stages)  # k, q, x and z are there
-            known = T.alloc_barrier([MOVERS])  # gates and rates are
+            known = T.alloc_barrier([multipliers] * 2)  # gates and rates are
+            begun = T.alloc_barrier([MOVERS])  # the first angles are made, their rates are read
             ready = T.alloc_barrier([MOVERS] * stages)  # turned, and the scores
             T.annotate_layout({
                 x_shared: make_swizzled_layout(x_shared),
@@ -326,17 +327,8 @@ def scan_kernel(facts: Facts, blocks: int, stages: int, registers: int):
                     mover = tid - multipliers
                     turns = T.alloc_local((1,), "int32")
                     bias_local = T.alloc_local((2, 8), "float32")
-                    i_r = T.alloc_local((1,), "int32")
-                    scale = T.alloc_local((1,), "float32")
                     score_frag = T.alloc_fragment((COLUMNS, COLUMNS), "float32")
                     mask_frag = T.alloc_fragment((COLUMNS, C), "float32")
-                    i_r[0] = T.truncmod(i_h, RATES)
-                    scale[0] = 0.0
-                    if chunks > 0:
-                        fetch_times(
-                            facts, rate, gates, rate_shared, gate_shared, known, slot, i_h, i_r[0],
-                            0,
-                        )  # fmt: skip
                     if biased[0]:
                         load_bias(facts, b_bias, bias_shared, 0, i_h, mover, MOVERS)
                     if biased[1]:
@@ -352,16 +344,12 @@ def scan_kernel(facts: Facts, blocks: int, stages: int, registers: int):
                         advance(
                             facts, gate_shared, 0, rate_shared, turns, angle_shared, mover, MOVERS
                         )
+                        T.barrier_arrive(begun[0])
                         T.sync_threads(ANGLES, MOVERS)
-                    if chunks > 1:
-                        fetch_times(
-                            facts, rate, gates, rate_shared, gate_shared, known, slot + 1, i_h,
-                            i_r[0], 1,
-                        )  # fmt: skip
+                    keep_bias(facts, bias_shared, biased, bias_local, mover, MOVERS)
                     for i in T.serial(chunks):
                         stage, ahead = i % stages, i + 1
                         T.mbarrier_wait_parity(full[stage], i // stages % 2)
-                        keep_bias(facts, bias_shared, biased, bias_local, mover, MOVERS)
                         turn_tiles(
                             facts, (k_shared, q_shared), stage, bias_shared, biased, bias_local,
                             angle_shared, mover, MOVERS,
@@ -377,17 +365,12 @@ def scan_kernel(facts: Facts, blocks: int, stages: int, registers: int):
                             k_shared[stage, 0:COLUMNS, 0:N], q_shared[stage, 0:COLUMNS, 0:N],
                             score_frag, transpose_B=True, clear_accum=True, policy=ROWS,
                         )  # fmt: skip
-                        # under the product
-                        prepare(
-                            facts, gate_shared, i % 2, factor_shared, fall_shared, stage, scale,
-                            mover,
-                        )  # fmt: skip
                         if falls_far(facts, gate_shared, i % 2):
                             mask_far(facts, gate_shared, i % 2, mask_frag)
                         else:
                             mask(facts, gate_shared, i % 2, mask_frag)
                         if ahead < chunks:
-                            T.mbarrier_wait_parity(known[0], ahead % 2)
+                            T.mbarrier_wait_parity(known[ahead % 2], ahead // 2 % 2)
                             advance(
                                 facts, gate_shared, ahead % 2, rate_shared, turns, angle_shared,
                                 mover, MOVERS,
@@ -405,11 +388,6 @@ def scan_kernel(facts: Facts, blocks: int, stages: int, registers: int):
                         T.fence_proxy_async()
                         T.barrier_arrive(ready[stage])
                         T.sync_threads(ANGLES, MOVERS)
-                        if ahead + 1 < chunks:
-                            fetch_times(
-                                facts, rate, gates, rate_shared, gate_shared, known,
-                                slot + ahead + 1, i_h, i_r[0], i % 2,
-                            )  # fmt: skip
                     if end >= stop:
                         finish(
                             facts, x, phi_in, k_in, x_in, phi_out, k_out, x_out, turns,
@@ -420,6 +398,15 @@ def scan_kernel(facts: Facts, blocks: int, stages: int, registers: int):
                         T.inc_max_nreg(registers)
                     i_g = T.alloc_local((1,), "int32")
                     i_g[0] = T.truncdiv(i_h, T.truncdiv(H, G))
+                    i_r = T.alloc_local((1,), "int32")
+                    i_r[0] = T.truncmod(i_h, RATES)
+                    scale = T.alloc_local((1,), "float32")
+                    scale[0] = 0.0
+                    if chunks > 0:
+                        fetch_times(
+                            facts, rate, gates, rate_shared, gate_shared, known, slot, i_h, i_r[0],
+                            0,
+                        )  # fmt: skip
                     for i in T.unroll(stages):
                         if i < chunks:
                             fetch(
@@ -470,11 +457,25 @@ def scan_kernel(facts: Facts, blocks: int, stages: int, registers: int):
                     project(
                         facts, "mimo_o", mimo_o, i_h, down_unit, 2, mimo_shared, tid, multipliers
                     )
+                    if chunks > 0:
+                        T.mbarrier_wait_parity(known[0], 0)
+                        T.mbarrier_wait_parity(begun[0], 0)
+                        prepare(facts, gate_shared, 0, factor_shared, fall_shared, 0, scale, tid)
+                    if chunks > 1:
+                        fetch_times(
+                            facts, rate, gates, rate_shared, gate_shared, known, slot + 1, i_h,
+                            i_r[0], 1,
+                        )  # fmt: skip
                     T.sync_threads(SCORES, multipliers)
                     T.fence_proxy_async()  # TileLang would, in the loop
                     for i in T.serial(chunks):
-                        stage = i % stages
+                        stage, ahead = i % stages, i + 1
                         T.mbarrier_wait_parity(ready[stage], i // stages % 2)
+                        if ahead + 1 < chunks:  # the others have done with the gates of chunk i
+                            fetch_times(
+                                facts, rate, gates, rate_shared, gate_shared, known,
+                                slot + ahead + 1, i_h, i_r[0], i % 2,
+                            )  # fmt: skip
                         if fall_shared[stage, 0] != 1.0:
                             for p, n in T.Parallel(rows, N):
                                 h_frag[p, n] *= fall_shared[stage, 0]
@@ -549,6 +550,13 @@ def scan_kernel(facts: Facts, blocks: int, stages: int, registers: int):
                                 facts, y, y_shared, copy, i_h, start + i * C, left - i * C, rank,
                                 tid,
                             )  # fmt: skip
+                        if ahead < chunks:  # the others are at work on its scores
+                            T.mbarrier_wait_parity(known[ahead % 2], ahead // 2 % 2)
+                            prepare(
+                                facts, gate_shared, ahead % 2, factor_shared, fall_shared,
+                                ahead % stages, scale, tid,
+                            )  # fmt: skip
+                            T.sync_threads(SCORES, multipliers)
                     if end >= stop:
                         fall = T.alloc_var("float32", init=1.0)
                         if chunks > 0:

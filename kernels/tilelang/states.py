@@ -73,7 +73,7 @@ def states_kernel(facts: Facts, blocks: int, stages: int):
             bias_shared = T.alloc_shared((1, R, 2, N // 2), "float32")
             bias_local = T.alloc_local((1, 8), "float32")
             full = T.alloc_barrier([threads] * stages)  # k and x are there
-            known = T.alloc_barrier([threads])  # gates and rates are
+            known = T.alloc_barrier([threads] * 2)  # gates and rates are
             h_frag = T.alloc_fragment((facts.rows, N), "float32")
             w_frag = T.alloc_fragment((facts.rows, COLUMNS), dtype)
             raw_frag = T.alloc_fragment((facts.rows, C), dtype)
@@ -146,7 +146,7 @@ def states_kernel(facts: Facts, blocks: int, stages: int):
                     T.sync_threads()
                     T.wgmma_gemm(w_frag, k_shared[stage, 0:COLUMNS, 0:N], h_frag, policy=ROWS)
                     if i + 1 < chunks:  # under the product
-                        T.mbarrier_wait_parity(known[0], (i + 1) % 2)
+                        T.mbarrier_wait_parity(known[(i + 1) % 2], (i + 1) // 2 % 2)
                         advance(
                             facts, gate_shared, (i + 1) % 2, rate_shared, turns, angle_shared, tid,
                             threads, True,
