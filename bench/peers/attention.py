@@ -49,4 +49,8 @@ def collect(call: PlainCall, arguments: Arguments, results: Any) -> None:
 
 
 adapts("attention.prefill", "sdpa", Stages(prepare_prefill, prefill, collect), supports=supports)
-adapts("attention.decode", "sdpa", Stages(prepare_decode, decode, collect), supports=supports)
+# from batch 16 on PyTorch takes cuDNN's kernel, which sums parts of the cache as they come
+adapts(
+    "attention.decode", "sdpa", Stages(prepare_decode, decode, collect), supports=supports,
+    deterministic=False,
+)  # fmt: skip
