@@ -44,11 +44,12 @@ class Preset:
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """A contender at one point of its match."""
+    """A contender at one point of its match; `typed` are the names of axes that were typed."""
 
     op: str
     backends: tuple[str, ...]
     axes: Values
+    typed: frozenset[str] = frozenset()
 
 
 OFFICIAL = ("mamba_ssm", "mamba_ssm_kernel")
@@ -210,5 +211,5 @@ def sides(
                 name: (at[name][0] * int(text[1:]),) if text[0] == "*" else read(name, text)
                 for name, text in contender.axes.items()
             }
-            found.append(Side(contender.op, contender.backends, at | own))
+            found.append(Side(contender.op, contender.backends, at | own, frozenset(typed)))
         yield found

@@ -39,7 +39,7 @@ def make_jobs(points: Sequence[Sequence[Side]], asked: str | None) -> list[Job]:
     for sides in points:
         entries: list[Entry] = []
         for side in sides:
-            unknown = set(side.axes) - set(family(side.op).axes) - {"optional"}
+            unknown = side.typed - set(family(side.op).axes) - {"optional"}
             if len(sides) == 1 and unknown:
                 typed = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(unknown))
                 raise UsageError(f"{typed}: {side.op} has no such axis; leave it out")
