@@ -132,6 +132,7 @@ def write(contents: dict[str, dict[str, Any]], folder: Path, *, merge: bool = Fa
         path = folder / file_name(gpu)
         if merge and path.is_file():
             content = _merged(json.loads(path.read_text(encoding="utf-8")), content)
+        content = content | {"tables": [_sorted(table) for table in content["tables"]]}
         beside = path.with_suffix(".part")
         beside.write_text(as_text(content), encoding="utf-8")
         os.replace(beside, path)
@@ -149,6 +150,16 @@ def _merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
             groups = [g for g in before["groups"] if g["problem"] not in fresh] + groups
         tables[table["op"], table["backend"]] = table | {"groups": groups}
     return new | {"tables": [tables[name] for name in sorted(tables)]}
+
+
+def _sorted(table: dict[str, Any]) -> dict[str, Any]:
+    """The groups of a table by problem and their shapes by size, so that equal winners read alike."""
+    groups = [
+        group | {"shapes": sorted(group["shapes"], key=lambda shape: (shape["B"], shape["L"] or 0))}
+        for group in table["groups"]
+    ]
+    groups.sort(key=lambda group: json.dumps(group["problem"], sort_keys=True))
+    return table | {"groups": groups}
 
 
 def as_text(content: dict[str, Any]) -> str:

@@ -194,6 +194,20 @@ def test_merging_keeps_other_groups_of_the_same_toolchain(file, tmp_path):
     assert len(json.loads(path.read_text())["tables"][0]["groups"]) == 1
 
 
+def test_equal_winners_read_alike(file, tmp_path):
+    """In whatever order they were found."""
+    raw = json.loads(file.read_text())
+    other = json.loads(file.read_text())["tables"][0]["groups"][0]
+    other["problem"]["N"] = 64
+    raw["tables"][0]["groups"].append(other)
+    (path,) = shipping.write({GPU: raw}, tmp_path / "one")
+    for group in raw["tables"][0]["groups"]:
+        group["shapes"].reverse()
+    raw["tables"][0]["groups"].reverse()
+    (again,) = shipping.write({GPU: raw}, tmp_path / "other")
+    assert path.read_text() == again.read_text()
+
+
 def test_why(here, capsys):
     """On a machine without a GPU, for another one: who runs, with what, and why."""
     line = [
