@@ -153,7 +153,7 @@ def _merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
 
 
 def _sorted(table: dict[str, Any]) -> dict[str, Any]:
-    """The groups of a table by problem and their shapes by size, so that equal winners read alike."""
+    """The groups of a table by problem, their shapes by size: so equal winners read alike."""
     groups = [
         group | {"shapes": sorted(group["shapes"], key=lambda shape: (shape["B"], shape["L"] or 0))}
         for group in table["groups"]

@@ -62,7 +62,7 @@ def test_matrices_bring_a_thread_its_tokens(R: int) -> None:
 
 
 @pytest.mark.parametrize("half", [False, True])
-@pytest.mark.parametrize(("N", "share"), itertools.product((32, 64, 128, 256), (4, 2)))
+@pytest.mark.parametrize(("N", "share"), list(itertools.product((32, 64, 128, 256), (4, 2))))
 def test_positions_hold_pairs_together(N: int, share: int, half: bool) -> None:
     """Positions are a permutation of dims; of each eight, the first hold whole rotated pairs."""
     S = N // share
@@ -77,7 +77,7 @@ def test_positions_hold_pairs_together(N: int, share: int, half: bool) -> None:
 
 
 @pytest.mark.parametrize("half", [False, True])
-@pytest.mark.parametrize(("N", "share"), itertools.product((32, 64, 128, 256), (4, 2)))
+@pytest.mark.parametrize(("N", "share"), list(itertools.product((32, 64, 128, 256), (4, 2))))
 def test_runs_are_neighbours_in_memory(N: int, share: int, half: bool) -> None:
     """In every eight positions a run is 2, 4 or 8 dims, one load that starts on its own size."""
     S = N // share
