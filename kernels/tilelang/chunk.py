@@ -10,7 +10,7 @@ from .functions import RADIANS, turns_of
 from .order import column_of, dim_of, rate_of, token_of
 
 EIGHT = tuple(range(8))
-MOVERS = 128  # threads of `scan` that bring and turn k and q
+MOVERS = 128  # threads of `scan` that turn k and q and make the scores
 
 
 def spread_of(facts, threads):

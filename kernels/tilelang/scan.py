@@ -8,7 +8,8 @@ X_j = w_j e^{-S - s_j} x_j mimo_x, (P, C R) from registers:
     scores = k q^T (C R, C R)     y_i = e^{S + s_i} (h q^T + X (mask scores))_i     h = h + X k
 
 mask is 1 for j < i, gamma_i / w_i for j = i. Only k, q and the masked scores go through shared
-memory. Another warp group brings the chunks, turns k and q and makes the scores, one chunk ahead.
+memory. Another warp group turns k and q and makes the scores, one chunk ahead. It has the longer
+chain of work, so copies are asked for, and factors made, by those who multiply.
 
 S is not let below what can be deferred: h is multiplied by e^S before it would fall there. Of a
 chunk that falls by more than that alone, e^{s_i} goes into q, w_j e^{s_C - s_j} into k and the
