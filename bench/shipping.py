@@ -132,9 +132,8 @@ def write(contents: dict[str, dict[str, Any]], folder: Path, *, merge: bool = Fa
         path = folder / file_name(gpu)
         if merge and path.is_file():
             content = _merged(json.loads(path.read_text(encoding="utf-8")), content)
-        content = content | {"tables": [_sorted(table) for table in content["tables"]]}
         beside = path.with_suffix(".part")
-        beside.write_text(as_text(content), encoding="utf-8")
+        beside.write_text(as_text(_sorted(content)), encoding="utf-8")
         os.replace(beside, path)
         written.append(path)
     return written
@@ -149,17 +148,21 @@ def _merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
             fresh = [group["problem"] for group in groups]
             groups = [g for g in before["groups"] if g["problem"] not in fresh] + groups
         tables[table["op"], table["backend"]] = table | {"groups": groups}
-    return new | {"tables": [tables[name] for name in sorted(tables)]}
+    return new | {"tables": list(tables.values())}
 
 
-def _sorted(table: dict[str, Any]) -> dict[str, Any]:
-    """The groups of a table by problem, their shapes by size: so equal winners read alike."""
-    groups = [
-        group | {"shapes": sorted(group["shapes"], key=lambda shape: (shape["B"], shape["L"] or 0))}
-        for group in table["groups"]
-    ]
-    groups.sort(key=lambda group: json.dumps(group["problem"], sort_keys=True))
-    return table | {"groups": groups}
+def _sorted(content: dict[str, Any]) -> dict[str, Any]:
+    """Tables by op and backend, their groups by problem, their shapes by size: so equal winners
+    read alike."""
+    tables = []
+    for table in sorted(content["tables"], key=lambda table: (table["op"], table["backend"])):
+        groups = [
+            group | {"shapes": sorted(group["shapes"], key=lambda shape: (shape["B"], shape["L"]))}
+            for group in table["groups"]
+        ]
+        groups.sort(key=lambda group: json.dumps(group["problem"], sort_keys=True))
+        tables.append(table | {"groups": groups})
+    return content | {"tables": tables}
 
 
 def as_text(content: dict[str, Any]) -> str:

@@ -128,9 +128,6 @@ def known_rivals():
     peers.register()
 
 
-ATTENTION = "sweep --preset serving --op attention.decode --batch 16"
-
-
 @pytest.mark.parametrize("preset", PRESETS)
 def test_presets_are_grids(preset, known_rivals):
     """Each makes jobs, and what is typed wins over what all contenders share."""
@@ -161,8 +158,9 @@ def test_half_the_state(known_rivals):
 
 def test_an_op_alone_leaves_out_axes_of_its_preset(known_rivals):
     """The state size is of those that attention would have met."""
-    found = {(e.problem.B, e.problem.L) for job in jobs(ATTENTION) for e in job.entries}
-    assert found == {(16, 1024), (16, 8192)}
+    found = jobs("sweep --preset serving --op attention.decode --batch 16")
+    sizes = {(e.problem.B, e.problem.L) for job in found for e in job.entries}
+    assert sizes == {(16, 1024), (16, 8192)}
 
 
 def test_a_preset_is_narrowed_by_op_and_backend(known_rivals):
