@@ -69,7 +69,7 @@ def configs(problem: Problem, device: torch.device) -> Iterator[Config]:
     if _small(problem):
         # 168: the fewest registers with which nothing spills in the loop
         shapes = [(2, 2, 168), (2, 1, 168)]  # one stage: under 99 KB for the published shapes
-        if problem.N == 128 and problem.R <= 2:  # two stages take 119 KB and more: one block an SM
+        if _long_chunks(problem):  # two stages take 119 KB and more: one block an SM
             shapes = [(1, 2, 0), (2, 1, 168)]
     elif problem.N <= 128:  # 384 threads: one block an SM
         shapes = [(1, 2, 208), (1, 1, 208)]
@@ -82,6 +82,16 @@ def configs(problem: Problem, device: torch.device) -> Iterator[Config]:
 def _small(problem: Problem) -> bool:
     """Whether an SM can hold two blocks of `scan`, or three of `segment_states`."""
     return problem.P <= 64 and problem.N <= 128
+
+
+def _long_chunks(problem: Problem) -> bool:
+    """Whether chunks have so many tokens that so many blocks leave room for one stage only."""
+    return _small(problem) and problem.N == 128 and problem.R <= 2
+
+
+def _states_blocks(problem: Problem) -> int:
+    """Blocks of `segment_states` that an SM should hold."""
+    return 3 if _small(problem) else 1
 
 
 def space(problem: Problem, device: torch.device) -> dict[str, Config]:
@@ -104,7 +114,7 @@ def space(problem: Problem, device: torch.device) -> dict[str, Config]:
 
 def _cuts(problem: Problem, device: torch.device, blocks: int) -> tuple[int, int]:
     """Tokens per piece and per segment that fill the GPU once with so many blocks of `scan` an SM,
-    and with three of `segment_states`, if a segment has 2 to 6 pieces."""
+    and with those of `segment_states`, if a segment has 2 to 6 pieces."""
     chunk = facts_of(problem).C
     longest = max(problem.lengths) if problem.lengths else problem.L
     sms = H100_SMS
@@ -114,7 +124,8 @@ def _cuts(problem: Problem, device: torch.device, blocks: int) -> tuple[int, int
     segments = blocks * sms // heads
     if segments < 2 or longest <= 4 * chunk:
         return 0, 0
-    pieces = min(max(3 * sms // (heads * (segments - 1)), 2), 6)  # of a segment
+    slots = _states_blocks(problem) * sms
+    pieces = min(max(slots // (heads * (segments - 1)), 2), 6)  # of a segment
     piece = -(-longest // (pieces * segments * chunk)) * chunk
     return piece, pieces * piece
 
@@ -176,11 +187,9 @@ def launches(call: Call, config: Config) -> Iterator[Launch]:
         new(pieces, p.H),
     ]
     if segments > 1:
-        small = _small(p)
-        # three blocks an SM leave room for one stage of many tokens
-        stages = 1 if small and p.N == 128 and p.R <= 2 else config.stages
+        stages = 1 if _long_chunks(p) else config.stages
         yield Launch(
-            "segment_states", states_kernel, facts, (3 if small else 1, stages),
+            "segment_states", states_kernel, facts, (_states_blocks(p), stages),
             facts.multipliers, True,
             [x, bc, rate, gates, *present("b_bias", "mimo_x"), offsets, *carried,
              p.L, packed, piece, segment, (segments - 1) * segment // piece, sequences],
