@@ -32,33 +32,22 @@ def holds_turns(facts, tid, threads):
     return tid < facts.S * spread_of(facts, threads)
 
 
-@T.macro
-def load_bias(facts, source, target, part, i_h, tid, threads):
-    """A head's bias of b or c into target[part] (R, 2, N / 2): of each eight positions the first
-    four, then the last four. So lanes that load 16 bytes of either find them side by side."""
-    group = facts.N // 8
-    for step in T.serial(T.ceildiv(facts.R * group, threads)):
-        i = step * threads + tid
-        if i < facts.R * group:
-            for e in EIGHT:
-                dim = dim_of(i % group * 8 + e, facts.N, facts.S, facts.half)
-                target[part, i // group, e // 4, i % group * 4 + e % 4] = source[
-                    i_h, i // group, dim
-                ]
+def tokens_of(facts, threads):
+    """Tokens whose angle one thread makes."""
+    return facts.C // spread_of(facts, threads)
 
 
 @T.macro
-def advance(
-    facts, gate_shared, half, rate_shared, turns, angle_shared, tid, threads, backward=False
-):  # fmt: skip
-    """Angles of a chunk's tokens: angle_shared (C, 2 S + 4) gets pairs of cosine and sine.
+def advance(facts, gate_shared, rate_shared, turns, run, i, tid, threads, backward=False):
+    """The angles of a thread's tokens of chunk i: run (`tokens_of`), registers, turns in int32.
 
-    gate_shared (2, 4, C), rate_shared (S, C). turns (1), a register: the angle before the
-    chunk, then after it; backward, the angle after the chunk, then before it.
+    gate_shared (4, C), rate_shared (S, C), of which each keeps some chunks in turns. turns (1), a
+    register: the angle before the chunk, then after it; backward, the angle after the chunk, then
+    before it.
     """
+    gate, rate = i % gate_shared.shape[0], i % rate_shared.shape[0]
     spread = spread_of(facts, threads)
     length, lanes = facts.C // spread, 32 // spread  # tokens of a thread
-    run = T.alloc_local((length,), "int32")
     before = T.alloc_local((1,), "int32")
     other = T.alloc_local((1,), "int32")
     i_s, i_spread = pair_of(facts, tid, threads)
@@ -66,9 +55,8 @@ def advance(
     if holds_turns(facts, tid, threads):
         before[0] = 0
         for j in T.unroll(length):
-            before[0] += turns_of(
-                gate_shared[half, 0, i_t + j] * rate_shared[i_s, rate_of(i_s, i_t + j, facts.C)]
-            )
+            place = rate_of(i_s, i_t + j, facts.C)
+            before[0] += turns_of(gate_shared[gate, 0, i_t + j] * rate_shared[rate, i_s, place])
             run[j] = before[0]
         for e in tuple(range(spread.bit_length() - 1)):
             other[0] = T.shfl_up(before[0], lanes << e)
@@ -80,9 +68,19 @@ def advance(
         if not backward:
             turns[0] += other[0]
         for j in T.unroll(length):
-            angle = T.cast(before[0] + run[j], "float32") * RADIANS
-            angle_shared[i_t + j, 2 * i_s] = T.cos(angle)
-            angle_shared[i_t + j, 2 * i_s + 1] = T.sin(angle)
+            run[j] += before[0]
+
+
+@T.macro
+def put_angles(facts, run, angle_shared, tid, threads):
+    """angle_shared (C, 2 S + 4) gets pairs of cosine and sine. run: what `advance` made."""
+    length = tokens_of(facts, threads)
+    i_s, i_spread = pair_of(facts, tid, threads)
+    if holds_turns(facts, tid, threads):
+        for j in T.unroll(length):
+            phi = T.cast(run[j], "float32") * RADIANS
+            angle_shared[i_spread * length + j, 2 * i_s] = T.cos(phi)
+            angle_shared[i_spread * length + j, 2 * i_s + 1] = T.sin(phi)
 
 
 def deferred(facts):
@@ -93,32 +91,31 @@ def deferred(facts):
     return 64.0 if facts.dtype == "bfloat16" else 2.0
 
 
-def falls_far(facts, gate_shared, half):
+def falls_far(facts, gate_shared, gate):
     """Whether a chunk alone falls by more than can be deferred."""
-    return gate_shared[half, 3, facts.C - 1] < -deferred(facts)
+    return gate_shared[gate, 3, facts.C - 1] < -deferred(facts)
 
 
 @T.macro
-def prepare(facts, gate_shared, half, factor_shared, fall_shared, stage, scale, tid):
+def prepare(facts, gate_shared, i, factor_shared, stage, scale, falls, tid):
     """factor_shared (stages, 3, C): e^{S + s_i}, by which y_i is multiplied, what x_j is, and
-    e^{-S - s_i}. fall_shared (stages, 2): what h is multiplied by before and after it is read.
+    e^{-S - s_i}, of chunk i.
 
-    scale (1), a register: S in powers of two.
+    Registers: scale (1), S in powers of two; falls (2), what h is multiplied by before and after it
+    is read.
     """
-    C = facts.C
-    fall = T.alloc_var("float32", init=gate_shared[half, 3, C - 1])
-    before = T.alloc_var("float32", init=1.0)
+    C, gate = facts.C, i % gate_shared.shape[0]
+    fall = T.alloc_var("float32", init=gate_shared[gate, 3, C - 1])
+    far = falls_far(facts, gate_shared, gate)
+    falls[0] = 1.0
     if scale[0] + fall < -deferred(facts):
-        before = T.exp2(scale[0])
+        falls[0] = T.exp2(scale[0])
         scale[0] = 0.0
-    far = falls_far(facts, gate_shared, half)
-    if tid == 0:
-        fall_shared[stage, 0] = before
-        fall_shared[stage, 1] = T.if_then_else(far, T.exp2(fall), 1.0)
+    falls[1] = T.if_then_else(far, T.exp2(fall), 1.0)
     if tid < C:
-        s = T.alloc_var("float32", init=scale[0] + gate_shared[half, 3, tid])
+        s = T.alloc_var("float32", init=scale[0] + gate_shared[gate, 3, tid])
         back = T.alloc_var("float32", init=T.exp2(-s))
-        late = gate_shared[half, 2, tid] * back
+        late = gate_shared[gate, 2, tid] * back
         factor_shared[stage, 0, tid] = T.if_then_else(far, 1.0, T.exp2(s))
         factor_shared[stage, 1, tid] = T.if_then_else(far, 1.0, late)
         factor_shared[stage, 2, tid] = T.if_then_else(far, 1.0, back)
@@ -126,26 +123,26 @@ def prepare(facts, gate_shared, half, factor_shared, fall_shared, stage, scale, 
 
 
 @T.macro
-def mask(facts, gate_shared, half, mask_frag):
+def mask(facts, gate_shared, gate, mask_frag):
     """mask_frag (C R of k, C of q) = 1 for j < i, gamma_i / w_i for j = i."""
     for m, i in T.Parallel(COLUMNS, facts.C):
         j = token_of(m, facts.R)
-        same = gate_shared[half, 1, j] / T.max(gate_shared[half, 2, j], T.float32(1e-37))
+        same = gate_shared[gate, 1, j] / T.max(gate_shared[gate, 2, j], T.float32(1e-37))
         mask_frag[m, i] = T.Select(i > j, T.float32(1), T.Select(i == j, same, T.float32(0)))
 
 
 @T.macro
-def mask_far(facts, gate_shared, half, mask_frag):
+def mask_far(facts, gate_shared, gate, mask_frag):
     """mask_frag (C R of k, C of q) = M: w_j e^{s_i - s_j} for j < i, gamma_i for j = i."""
     for m, i in T.Parallel(COLUMNS, facts.C):
         j = token_of(m, facts.R)
-        fall = T.exp2(gate_shared[half, 3, i] - gate_shared[half, 3, j])
-        same = T.Select(i == j, gate_shared[half, 1, j], T.float32(0))
-        mask_frag[m, i] = T.Select(i > j, gate_shared[half, 2, j] * fall, same)
+        fall = T.exp2(gate_shared[gate, 3, i] - gate_shared[gate, 3, j])
+        same = T.Select(i == j, gate_shared[gate, 1, j], T.float32(0))
+        mask_frag[m, i] = T.Select(i > j, gate_shared[gate, 2, j] * fall, same)
 
 
 @T.macro
-def fade(facts, k_shared, q_shared, stage, gate_shared, half, tid, threads):
+def fade(facts, k_shared, q_shared, stage, gate_shared, gate, tid, threads):
     """q_i *= e^{s_i}, k_j *= w_j e^{s_C - s_j}, in place: for a chunk that falls far."""
     group = facts.N // 8
     raw_local = T.alloc_local((2, 8), facts.dtype)
@@ -153,9 +150,9 @@ def fade(facts, k_shared, q_shared, stage, gate_shared, half, tid, threads):
         row = step * (threads // group) + tid // group
         i_8 = tid % group
         token = token_of(row, facts.R)
-        s = T.alloc_var("float32", init=gate_shared[half, 3, token])
-        late = T.alloc_var("float32", init=T.exp2(gate_shared[half, 3, facts.C - 1] - s))
-        late = late * gate_shared[half, 2, token]
+        s = T.alloc_var("float32", init=gate_shared[gate, 3, token])
+        late = T.alloc_var("float32", init=T.exp2(gate_shared[gate, 3, facts.C - 1] - s))
+        late = late * gate_shared[gate, 2, token]
         for e in T.vectorized(8):
             raw_local[0, e] = q_shared[stage, row, i_8 * 8 + e]
         for e in T.vectorized(8):
@@ -171,56 +168,63 @@ def fade(facts, k_shared, q_shared, stage, gate_shared, half, tid, threads):
 
 @T.macro
 def widen(facts, raw_local, slot, wide_local):
-    """Eight 16-bit numbers to float32: for bfloat16 one shift or one mask each, not two."""
+    """The pairs of eight 16-bit numbers to float32: for bfloat16 one shift or one mask each."""
     if facts.dtype == "bfloat16":
         words = T.view(raw_local, (raw_local.shape[0], 4), "uint32")
-        for i in tuple(range(4)):
+        for i in tuple(range(facts.pairs)):
             word = words[slot, i]
             wide_local[2 * i] = T.reinterpret(T.shift_left(word, T.uint32(16)), "float32")
             wide_local[2 * i + 1] = T.reinterpret(word & T.uint32(0xFFFF0000), "float32")
     else:
-        for e in T.vectorized(8):
+        for e in T.vectorized(2 * facts.pairs):
             wide_local[e] = raw_local[slot, e]
 
 
+def ranks_of(facts, threads):
+    """Ranks of the columns that one thread turns, in turns."""
+    return max(facts.R * facts.N // (8 * threads), 1)
+
+
 @T.macro
-def turn(facts, raw_local, slot, part, bias_local, has_bias, cos_sin, angle):
-    """16 bytes of a column of k or q: bias and rotation, in registers."""
-    wide_local = T.alloc_local((8,), "float32")
+def keep_bias(facts, sources, biased, bias_local, passing_local, i_h, tid, threads):
+    """The biases of what a thread turns, in registers: in float32 and, of dims that pass, rounded.
+
+    bias_local (tiles, ranks, 8) in float32, passing_local the same in the tiles' dtype.
+    """
+    group = facts.N // 8
+    for part in tuple(range(len(biased))):
+        if biased[part]:
+            for r in tuple(range(ranks_of(facts, threads))):
+                rank = (r * (threads // group) + tid // group) % facts.R
+                for e in EIGHT:
+                    dim = dim_of(tid % group * 8 + e, facts.N, facts.S, facts.half)
+                    bias_local[part, r, e] = sources[part][i_h, rank, dim]
+                for e in T.vectorized(8):
+                    passing_local[part, r, e] = bias_local[part, r, e]
+
+
+@T.macro
+def turn(facts, raw_local, slot, bias_local, passing_local, part, rank, has_bias, cos_sin, angle):
+    """16 bytes of a column of k or q, in registers: pairs get their bias and turn in float32, dims
+    that pass get theirs in 16 bits, two at a time."""
+    wide_local = T.alloc_local((2 * facts.pairs,), "float32")
     widen(facts, raw_local, slot, wide_local)
     if has_bias:
-        for e in EIGHT:
-            wide_local[e] += bias_local[part, e]
-    for i in tuple(range(8 * facts.S // facts.N)):
+        for e in tuple(range(2 * facts.pairs)):
+            wide_local[e] += bias_local[part, rank, e]
+    for i in tuple(range(facts.pairs)):
         cos, sin = cos_sin[angle, 2 * i], cos_sin[angle, 2 * i + 1]
         u = wide_local[2 * i] * cos - wide_local[2 * i + 1] * sin
         v = wide_local[2 * i] * sin + wide_local[2 * i + 1] * cos
         wide_local[2 * i] = u
         wide_local[2 * i + 1] = v
-    for e in T.vectorized(8):
+    for e in T.vectorized(2 * facts.pairs):
         raw_local[slot, e] = wide_local[e]
-
-
-def keeps_bias(facts, threads):
-    """Whether all columns that a thread turns are of one rank."""
-    return threads * 8 // facts.N % facts.R == 0
-
-
-@T.macro
-def bias_of(bias_shared, part, rank, i_8, bias_local):
-    """The biases of eight positions, into registers."""
-    for four in tuple(range(2)):
-        for e in T.vectorized(4):
-            bias_local[part, four * 4 + e] = bias_shared[part, rank, four, i_8 * 4 + e]
-
-
-@T.macro
-def keep_bias(facts, bias_shared, biased, bias_local, tid, threads):
-    """The biases of a thread that turns columns of one rank, into registers."""
-    group = facts.N // 8
-    for part in tuple(range(len(biased))):
-        if biased[part] and keeps_bias(facts, threads):
-            bias_of(bias_shared, part, tid // group % facts.R, tid % group, bias_local)
+    if has_bias:
+        twos = T.view(raw_local, (raw_local.shape[0], 4), f"{facts.dtype}x2")
+        passing = T.view(passing_local, (*passing_local.shape[:2], 4), f"{facts.dtype}x2")
+        for i in tuple(range(facts.pairs, 4)):
+            twos[slot, i] = T.add2(twos[slot, i], passing[part, rank, i])
 
 
 @T.macro
@@ -238,15 +242,17 @@ def load_step(
 
 
 @T.macro
-def turn_tiles(facts, tiles, stage, bias_shared, biased, bias_local, angle_shared, tid, threads):
+def turn_tiles(
+    facts, tiles, stage, biased, bias_local, passing_local, angle_shared, tid, threads
+):  # fmt: skip
     """Bias and rotation of a chunk's tiles in shared memory: k, or k and q.
 
     A thread turns 16 bytes of each tile in each step, and loads them two turns before: in place, no
     compiler would load past a store.
     """
-    R, group, width = facts.R, facts.N // 8, 16 * facts.S // facts.N
+    R, group, width = facts.R, facts.N // 8, 2 * facts.pairs
     rows, count = threads // group, len(tiles)  # rows of one step
-    steps = COLUMNS // rows
+    steps, ranks = COLUMNS // rows, ranks_of(facts, threads)
     ahead = min(2 // count, steps)
     raw_local = T.alloc_local((3, 8), facts.dtype)
     cos_sin = T.alloc_local((ahead + 1, width), "float32")
@@ -265,10 +271,11 @@ def turn_tiles(facts, tiles, stage, bias_shared, biased, bias_local, angle_share
                     facts, tiles, stage, part, (step + ahead) * rows + i_row, i_8, angle_shared,
                     raw_local, (step + ahead) * count + part, cos_sin, step + ahead,
                 )  # fmt: skip
-            if biased[part] and not keeps_bias(facts, threads):
-                bias_of(bias_shared, part, row % R, i_8, bias_local)
-            slot, angle = (step * count + part) % 3, step % (ahead + 1)
-            turn(facts, raw_local, slot, part, bias_local, biased[part], cos_sin, angle)
+            slot = (step * count + part) % 3
+            turn(
+                facts, raw_local, slot, bias_local, passing_local, part, step % ranks,
+                biased[part], cos_sin, step % (ahead + 1),
+            )  # fmt: skip
             for e in T.vectorized(8):
                 tiles[part][stage, column_of(row // R, row % R, R), i_8 * 8 + e] = raw_local[
                     slot, e
@@ -276,14 +283,14 @@ def turn_tiles(facts, tiles, stage, bias_shared, biased, bias_local, angle_share
 
 
 @T.macro
-def fetch_times(
-    facts, rate, gates, rate_shared, gate_shared, known, slot, i_h, i_r, half
-):  # fmt: skip
-    """Ask for a chunk's gates and angle rates by TMA; known[half] completes when both have come."""
+def fetch_times(facts, rate, gates, rate_shared, gate_shared, known, slot, i_h, i_r, i):
+    """Ask for the gates and angle rates of chunk i, in this slot, by TMA; known[i % 2] completes
+    when both have come."""
     C, S = facts.C, facts.S
-    T.tma_copy(gates[slot, i_h, 0:4, 0:C], gate_shared[half, 0:4, 0:C], barrier=known[half])
-    T.tma_copy(rate[slot, i_r, 0:S, 0:C], rate_shared, barrier=known[half])
-    T.barrier_arrive(known[half])
+    i_gate, i_rate = i % gate_shared.shape[0], i % rate_shared.shape[0]
+    T.tma_copy(gates[slot, i_h, 0:4, 0:C], gate_shared[i_gate, 0:4, 0:C], barrier=known[i % 2])
+    T.tma_copy(rate[slot, i_r, 0:S, 0:C], rate_shared[i_rate, 0:S, 0:C], barrier=known[i % 2])
+    T.barrier_arrive(known[i % 2])
 
 
 @T.macro

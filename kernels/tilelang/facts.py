@@ -28,6 +28,11 @@ class Facts:
         return COLUMNS // self.R
 
     @property
+    def pairs(self) -> int:
+        """Pairs that are rotated of each eight positions (`order.py`)."""
+        return 8 * self.S // self.N
+
+    @property
     def rows(self) -> int:
         """Rows of h in a block: P, or the 64 rows that a warp group multiplies at least."""
         return max(self.P, 64)

@@ -10,6 +10,7 @@ from tilelang.layout import Fragment
 from .facts import COLUMNS
 from .order import column_of, pair_place, place_of, thread_of, token_in
 
+WORD = "*(int const *)"  # in C++, what lies at a pointer
 ROWS = T.GemmWarpPolicy.FullRow  # every warp group its own 64 rows
 
 
@@ -93,6 +94,43 @@ def transpose(facts, tile_shared, stage, tid, raw_frag):
             "handle", "tl::ptx_ldmatrix_x2_trans", T.address_of(tile_shared[stage, token, row]),
             T.address_of(raw_frag[0, part * 8]),
         )  # fmt: skip
+
+
+def word(fragment, row, column):
+    """Two 16-bit numbers of a thread that lie side by side in its registers: for thread 0, the
+    first of them is the fragment's at such a row and column."""
+    at = fragment.access_ptr("r", offset=row * fragment.shape[1] + column)
+    return T.call_extern("int32", WORD, at)
+
+
+@T.macro
+def put_scores(half_frag, score_shared, stage, tid):
+    """score_shared[stage] = half_frag (C R, C R), of 16-bit numbers.
+
+    A store takes 16 by 16 numbers of a warp: lane l says where row l % 16 of half l / 16 lies.
+    """
+    row, half = tid // 32 * 16 + tid % 16, tid % 32 // 16 * 8
+    for column in tuple(range(0, COLUMNS, 16)):
+        T.call_extern(
+            "handle", "tl::ptx_stmatrix_m8n8_x4",
+            T.address_of(score_shared[stage, row, column + half]),
+            word(half_frag, 0, column), word(half_frag, 8, column),
+            word(half_frag, 0, column + 8), word(half_frag, 8, column + 8),
+        )  # fmt: skip
+
+
+@T.macro
+def put_output(facts, raw_frag, y_shared, tid):
+    """y_shared (C, P) = raw_frag (P, C): as `transpose` loads, the other way."""
+    row = tid // 32 * 16 + tid // 8 % 2 * 8
+    if row < facts.P:
+        for first in tuple(range(0, facts.C, 8)):
+            token = first + token_in(tid % 8, facts.R)
+            T.call_extern(
+                "handle", "tl::ptx_stmatrix_m8n8_x2_trans",
+                T.address_of(y_shared[token, row]),
+                word(raw_frag, 0, first), word(raw_frag, 8, first),
+            )  # fmt: skip
 
 
 @T.macro

@@ -28,11 +28,13 @@ from .chunk import (
     fetch_times,
     holds_turns,
     keep_bias,
-    load_bias,
     mask,
     mask_far,
     pair_of,
     prepare,
+    put_angles,
+    ranks_of,
+    tokens_of,
     turn_tiles,
 )
 from .facts import COLUMNS, Facts
@@ -45,6 +47,8 @@ from .fragments import (
     by_token,
     inputs,
     project,
+    put_output,
+    put_scores,
     transpose,
     weigh,
     weights,
@@ -52,7 +56,7 @@ from .fragments import (
 from .functions import LOG2_E, RADIANS, TURNS, radians_of, sequence, turns_of
 from .order import column_of, dim_of, token_of
 
-SCORES, OUTPUT, ANGLES = 1, 2, 3  # named barriers
+SCORES, OUTPUT, TURNED = 1, 2, 3  # named barriers
 
 
 @T.macro
@@ -90,7 +94,7 @@ def carry(
 ):  # fmt: skip
     """The state before a segment: S = e^{s} S + dS Rot(phi)^T over the pieces before it."""
     P, N, S = facts.P, facts.N, facts.S
-    pairs = 8 * S // N
+    pairs = facts.pairs
     turns = T.alloc_local((1,), "int32")
     if pieces > 0:
         if tid < S:
@@ -212,23 +216,23 @@ def normalise(facts, out_norm, scratch_shared, square_frag, y_frag, i_h):
 
 
 @T.macro
-def let_fall(facts, h_frag, fall_shared, stage):
-    """The decay of a chunk that falls far."""
-    if fall_shared[stage, 1] != 1.0:
+def let_fall(facts, h_frag, fall):
+    """The decay of h, where it is not deferred."""
+    if fall != 1.0:
         for p, n in T.Parallel(facts.rows, facts.N):
-            h_frag[p, n] *= fall_shared[stage, 1]
+            h_frag[p, n] *= fall
 
 
 @T.macro
-def put_y(facts, y, y_shared, copy, i_h, start, left, rank, tid):
-    """Copy y_shared[copy] (C, P) to the tokens of a chunk that there are."""
+def put_y(facts, y, y_shared, i_h, start, left, rank, tid):
+    """Copy y_shared (C, P) to the tokens of a chunk that there are."""
     vectors = facts.P // 8  # 16 bytes each
     for step in T.unroll(T.ceildiv(facts.C * vectors, facts.multipliers)):
         i = step * facts.multipliers + tid
         if i < T.min(left, facts.C) * vectors:
             for e in T.vectorized(8):
                 y[start + i // vectors, rank, i_h, i % vectors * 8 + e] = y_shared[
-                    copy, i // vectors, i % vectors * 8 + e
+                    i // vectors, i % vectors * 8 + e
                 ]
 
 
@@ -245,7 +249,8 @@ def scan_kernel(facts: Facts, blocks: int, stages: int, registers: int):
     rest = (pool - multipliers * registers) // MOVERS // 8 * 8  # for a mover
     ranks = 1 if facts.reduced else R  # of y
     sums = rows // 16 * COLUMNS if has_norm else 0  # of squares, of a warp's rows
-    copies = 2 if R >= 4 else 1  # of y in shared memory: two save a barrier, for 16 KB if R = 1
+    ranks_kept = ranks_of(facts, MOVERS)
+    lead = 2 if 4 * S * C <= 16384 else 1  # chunks whose rates are asked for before they are read
     tokens, offsets, slots = T.dynamic("tokens"), T.dynamic("offsets"), T.dynamic("slots")
     pieces, count = T.dynamic("pieces"), T.dynamic("count")
     x_stride, z_stride = T.dynamic("x_stride"), T.dynamic("z_stride")
@@ -295,18 +300,17 @@ def scan_kernel(facts: Facts, blocks: int, stages: int, registers: int):
             score_shared = T.alloc_shared((stages, COLUMNS, COLUMNS), dtype)
             x_shared = T.alloc_shared((stages, C, P), dtype)
             z_shared = T.alloc_shared((stages, C, P), dtype)
-            y_shared = T.alloc_shared((copies, C, P), dtype)
-            rate_shared = T.alloc_shared((S, C), "float32")
-            gate_shared = T.alloc_shared((2, 4, C), "float32")
+            y_shared = T.alloc_shared((C, P), dtype)
+            rate_shared = T.alloc_shared((lead, S, C), "float32")
+            gate_shared = T.alloc_shared((4, 4, C), "float32")
             factor_shared = T.alloc_shared((stages, 3, C), "float32")
-            fall_shared = T.alloc_shared((stages, 2), "float32")
             mimo_shared = T.alloc_shared((3, rows, R), "float32")
             angle_shared = T.alloc_shared((C, 2 * S + 4), "float32")  # a pad for the banks
             scratch_shared = T.alloc_shared((max(2 * S, sums),), "float32")
-            bias_shared = T.alloc_shared((2, R, 2, N // 2), "float32")
             full = T.alloc_barrier([multipliers] * stages)  # k, q, x and z are there
             known = T.alloc_barrier([multipliers] * 2)  # gates and rates are
-            begun = T.alloc_barrier([MOVERS])  # the first angles are made, their rates are read
+            begun = T.alloc_barrier([MOVERS])  # the first rates are read
+            angled = T.alloc_barrier([MOVERS])  # a chunk's angles are made
             ready = T.alloc_barrier([MOVERS] * stages)  # turned, and the scores
             T.annotate_layout({
                 x_shared: make_swizzled_layout(x_shared),
@@ -327,36 +331,44 @@ def scan_kernel(facts: Facts, blocks: int, stages: int, registers: int):
                         T.dec_max_nreg(rest)
                     mover = tid - multipliers
                     turns = T.alloc_local((1,), "int32")
-                    bias_local = T.alloc_local((2, 8), "float32")
+                    run = T.alloc_local((tokens_of(facts, MOVERS),), "int32")
+                    bias_local = T.alloc_local((2, ranks_kept, 8), "float32")
+                    passing_local = T.alloc_local((2, ranks_kept, 8), dtype)
                     score_frag = T.alloc_fragment((COLUMNS, COLUMNS), "float32")
+                    half_frag = T.alloc_fragment((COLUMNS, COLUMNS), dtype)
                     mask_frag = T.alloc_fragment((COLUMNS, C), "float32")
-                    if biased[0]:
-                        load_bias(facts, b_bias, bias_shared, 0, i_h, mover, MOVERS)
-                    if biased[1]:
-                        load_bias(facts, c_bias, bias_shared, 1, i_h, mover, MOVERS)
+                    keep_bias(
+                        facts, (b_bias, c_bias), biased, bias_local, passing_local, i_h, mover,
+                        MOVERS,
+                    )  # fmt: skip
                     if holds_turns(facts, mover, MOVERS):
                         i_s, _ = pair_of(facts, mover, MOVERS)
                         turns[0] = turns_before(phi_in, i_seq, i_h, i_s, has_state)
                         for j in T.serial(T.truncdiv(i_seg * segment, piece)):
                             turns[0] += seg_turns[T.truncdiv(first, piece) + i_seq + j, i_h, i_s]
-                    T.sync_threads(ANGLES, MOVERS)
                     if chunks > 0:
                         T.mbarrier_wait_parity(known[0], 0)
-                        advance(
-                            facts, gate_shared, 0, rate_shared, turns, angle_shared, mover, MOVERS
-                        )
+                        advance(facts, gate_shared, rate_shared, turns, run, 0, mover, MOVERS)
                         T.barrier_arrive(begun[0])
-                        T.sync_threads(ANGLES, MOVERS)
-                    keep_bias(facts, bias_shared, biased, bias_local, mover, MOVERS)
+                        put_angles(facts, run, angle_shared, mover, MOVERS)
+                        T.barrier_arrive(angled[0])
                     for i in T.serial(chunks):
                         stage, ahead = i % stages, i + 1
+                        if ahead < chunks:
+                            T.mbarrier_wait_parity(known[ahead % 2], ahead // 2 % 2)
                         T.mbarrier_wait_parity(full[stage], i // stages % 2)
+                        T.mbarrier_wait_parity(angled[0], i % 2)
+                        far = T.alloc_var("bool", init=falls_far(facts, gate_shared, i % 4))
+                        if ahead < chunks:
+                            advance(
+                                facts, gate_shared, rate_shared, turns, run, ahead, mover, MOVERS
+                            )
                         turn_tiles(
-                            facts, (k_shared, q_shared), stage, bias_shared, biased, bias_local,
+                            facts, (k_shared, q_shared), stage, biased, bias_local, passing_local,
                             angle_shared, mover, MOVERS,
                         )  # fmt: skip
                         T.fence_proxy_async()
-                        T.sync_threads(ANGLES, MOVERS)
+                        T.sync_threads(TURNED, MOVERS)
                         if T.And(ahead == chunks, end >= stop):
                             put_key(
                                 facts, k_shared, stage, k_out, i_seq, i_h, (stop - 1 - first) % C,
@@ -366,29 +378,25 @@ def scan_kernel(facts: Facts, blocks: int, stages: int, registers: int):
                             k_shared[stage, 0:COLUMNS, 0:N], q_shared[stage, 0:COLUMNS, 0:N],
                             score_frag, transpose_B=True, clear_accum=True, policy=ROWS,
                         )  # fmt: skip
-                        if falls_far(facts, gate_shared, i % 2):
-                            mask_far(facts, gate_shared, i % 2, mask_frag)
+                        if far:
+                            mask_far(facts, gate_shared, i % 4, mask_frag)
                         else:
-                            mask(facts, gate_shared, i % 2, mask_frag)
-                        if ahead < chunks:
-                            T.mbarrier_wait_parity(known[ahead % 2], ahead // 2 % 2)
-                            advance(
-                                facts, gate_shared, ahead % 2, rate_shared, turns, angle_shared,
-                                mover, MOVERS,
-                            )  # fmt: skip
+                            mask(facts, gate_shared, i % 4, mask_frag)
+                        put_angles(facts, run, angle_shared, mover, MOVERS)
+                        T.barrier_arrive(angled[0])
                         T.wait_wgmma(0)
                         for m, t in T.Parallel(COLUMNS, C):
                             for r in T.unroll(R):
                                 score_frag[m, column_of(t, r, R)] *= mask_frag[m, t]
-                        T.copy(score_frag, score_shared[stage, 0:COLUMNS, 0:COLUMNS])
-                        if falls_far(facts, gate_shared, i % 2):
-                            T.sync_threads(ANGLES, MOVERS)  # all have read k and q
+                        T.copy(score_frag, half_frag)
+                        put_scores(half_frag, score_shared, stage, mover)
+                        if far:
+                            T.sync_threads(TURNED, MOVERS)  # all have read k and q
                             fade(
-                                facts, k_shared, q_shared, stage, gate_shared, i % 2, mover, MOVERS
+                                facts, k_shared, q_shared, stage, gate_shared, i % 4, mover, MOVERS
                             )
                         T.fence_proxy_async()
                         T.barrier_arrive(ready[stage])
-                        T.sync_threads(ANGLES, MOVERS)
                     if end >= stop:
                         finish(
                             facts, x, phi_in, k_in, x_in, phi_out, k_out, x_out, turns,
@@ -401,13 +409,15 @@ def scan_kernel(facts: Facts, blocks: int, stages: int, registers: int):
                     i_g[0] = T.truncdiv(i_h, T.truncdiv(H, G))
                     i_r = T.alloc_local((1,), "int32")
                     i_r[0] = T.truncmod(i_h, RATES)
+                    falls = T.alloc_local((2,), "float32")
                     scale = T.alloc_local((1,), "float32")
                     scale[0] = 0.0
-                    if chunks > 0:
-                        fetch_times(
-                            facts, rate, gates, rate_shared, gate_shared, known, slot, i_h, i_r[0],
-                            0,
-                        )  # fmt: skip
+                    for i in T.unroll(lead):
+                        if i < chunks:
+                            fetch_times(
+                                facts, rate, gates, rate_shared, gate_shared, known, slot + i, i_h,
+                                i_r[0], i,
+                            )  # fmt: skip
                     for i in T.unroll(stages):
                         if i < chunks:
                             fetch(
@@ -418,7 +428,7 @@ def scan_kernel(facts: Facts, blocks: int, stages: int, registers: int):
                     h_operand = T.alloc_fragment((rows, wide), dtype)
                     y_frag = T.alloc_fragment((rows, COLUMNS), "float32")
                     x_frag = T.alloc_fragment((rows, COLUMNS), dtype)
-                    raw_frag = T.alloc_fragment((rows, C), dtype)  # x, then z
+                    raw_frag = T.alloc_fragment((rows, C), dtype)  # x, z, then y
                     in_frag = T.alloc_fragment((rows, C), "float32")
                     out_frag = T.alloc_fragment((rows, C), "float32")
                     fall_frag = T.alloc_fragment((rows, C), "float32")
@@ -461,36 +471,34 @@ def scan_kernel(facts: Facts, blocks: int, stages: int, registers: int):
                     if chunks > 0:
                         T.mbarrier_wait_parity(known[0], 0)
                         T.mbarrier_wait_parity(begun[0], 0)
-                        prepare(facts, gate_shared, 0, factor_shared, fall_shared, 0, scale, tid)
-                    if chunks > 1:
+                        prepare(facts, gate_shared, 0, factor_shared, 0, scale, falls, tid)
+                    if chunks > lead:
                         fetch_times(
-                            facts, rate, gates, rate_shared, gate_shared, known, slot + 1, i_h,
-                            i_r[0], 1,
+                            facts, rate, gates, rate_shared, gate_shared, known, slot + lead, i_h,
+                            i_r[0], lead,
                         )  # fmt: skip
                     T.sync_threads(SCORES, multipliers)
                     T.fence_proxy_async()  # TileLang would, in the loop
                     for i in T.serial(chunks):
                         stage, ahead = i % stages, i + 1
-                        T.mbarrier_wait_parity(ready[stage], i // stages % 2)
-                        if ahead + 1 < chunks:  # the others have done with the gates of chunk i
-                            fetch_times(
-                                facts, rate, gates, rate_shared, gate_shared, known,
-                                slot + ahead + 1, i_h, i_r[0], i % 2,
-                            )  # fmt: skip
-                        if fall_shared[stage, 0] != 1.0:
-                            for p, n in T.Parallel(rows, N):
-                                h_frag[p, n] *= fall_shared[stage, 0]
+                        let_fall(facts, h_frag, falls[0])
                         for p, n in T.Parallel(rows, wide):
                             h_operand[p, n] = h_frag[p, n]
+                        T.mbarrier_wait_parity(ready[stage], i // stages % 2)
+                        if ahead + lead < chunks:  # the others have read the rates of chunk i + 1
+                            fetch_times(
+                                facts, rate, gates, rate_shared, gate_shared, known,
+                                slot + ahead + lead, i_h, i_r[0], ahead + lead,
+                            )  # fmt: skip
                         if wide == N:  # here, where no product runs: ptxas would wait for them
-                            let_fall(facts, h_frag, fall_shared, stage)
+                            let_fall(facts, h_frag, falls[1])
                         for part in tuple(range(N // wide)):
                             if part > 0:
                                 T.wait_wgmma(0)
                                 for p, n in T.Parallel(rows, wide):
                                     h_operand[p, n] = h_frag[p, part * wide + n]
                                 if part + 1 == N // wide:
-                                    let_fall(facts, h_frag, fall_shared, stage)
+                                    let_fall(facts, h_frag, falls[1])
                             T.wgmma_gemm(
                                 h_operand,
                                 q_shared[stage, 0:COLUMNS, part * wide : (part + 1) * wide],
@@ -505,7 +513,14 @@ def scan_kernel(facts: Facts, blocks: int, stages: int, registers: int):
                         T.wgmma_gemm(x_frag, k_shared[stage, 0:COLUMNS, 0:N], h_frag, policy=ROWS)
                         if has_z:
                             transpose(facts, z_shared, stage, tid, raw_frag)
-                        T.wait_wgmma(1)  # the rest needs y alone
+                        T.wait_wgmma(0)
+                        T.sync_threads(OUTPUT, multipliers)
+                        if i + stages < chunks:  # all are done with the stage
+                            fetch(
+                                facts, bc, x, z, k_shared, q_shared, x_shared, z_shared, full,
+                                slot + i + stages, start + (i + stages) * C, i_h, i_g[0],
+                                stage, True, has_z,
+                            )  # fmt: skip
                         weights(facts, mimo_shared, 1, gate_frag)
                         weights(facts, mimo_shared, 2, down_frag)
                         gate(facts, raw_frag, gate_frag, down_frag, product_frag)
@@ -522,6 +537,8 @@ def scan_kernel(facts: Facts, blocks: int, stages: int, registers: int):
                         for p, t in T.Parallel(rows, C):  # a stage that is given back is another's
                             fall_frag[p, t] = factor_shared[stage, 0, t]
                         for rank in tuple(range(ranks)):
+                            if rank > 0:
+                                T.sync_threads(OUTPUT, multipliers)
                             for p, t in T.Parallel(rows, C):
                                 out_frag[p, t] = 0.0
                                 for r in T.unroll(R // ranks):
@@ -529,35 +546,21 @@ def scan_kernel(facts: Facts, blocks: int, stages: int, registers: int):
                                     out_frag[p, t] += y_frag[p, column] * product_frag[p, column]
                                 if not has_norm:
                                     out_frag[p, t] *= fall_frag[p, t]
-                            copy = (i * ranks + rank) % copies
-                            if copies == 1:
-                                T.sync_threads(OUTPUT, multipliers)
                             for p, t in T.Parallel(rows, C):
-                                if p < P:
-                                    y_shared[copy, t, p] = out_frag[p, t]
-                            if rank == 0:
-                                T.wait_wgmma(0)
+                                raw_frag[p, t] = out_frag[p, t]
+                            put_output(facts, raw_frag, y_shared, tid)
                             T.sync_threads(OUTPUT, multipliers)
-                            # TileLang fences what is stored to shared memory before the next
-                            # product; here it has arrived, and no store to y is waited for
-                            T.fence_proxy_async()
-                            if rank == 0 and i + stages < chunks:  # all are done with the stage
-                                fetch(
-                                    facts, bc, x, z, k_shared, q_shared, x_shared, z_shared, full,
-                                    slot + i + stages, start + (i + stages) * C, i_h, i_g[0],
-                                    stage, True, has_z,
-                                )  # fmt: skip
                             put_y(
-                                facts, y, y_shared, copy, i_h, start + i * C, left - i * C, rank,
+                                facts, y, y_shared, i_h, start + i * C, left - i * C, rank,
                                 tid,
                             )  # fmt: skip
                         if ahead < chunks:  # the others are at work on its scores
-                            T.mbarrier_wait_parity(known[ahead % 2], ahead // 2 % 2)
                             prepare(
-                                facts, gate_shared, ahead % 2, factor_shared, fall_shared,
-                                ahead % stages, scale, tid,
+                                facts, gate_shared, ahead, factor_shared, ahead % stages, scale,
+                                falls, tid,
                             )  # fmt: skip
-                            T.sync_threads(SCORES, multipliers)
+                        T.sync_threads(SCORES, multipliers)
+                        T.fence_proxy_async()  # TileLang would, where more waits for it
                     if end >= stop:
                         fall = T.alloc_var("float32", init=1.0)
                         if chunks > 0:

@@ -9,8 +9,10 @@ from .chunk import (
     fetch_times,
     holds_turns,
     keep_bias,
-    load_bias,
     pair_of,
+    put_angles,
+    ranks_of,
+    tokens_of,
     turn_tiles,
 )
 from .facts import COLUMNS, Facts
@@ -38,6 +40,7 @@ def states_kernel(facts: Facts, blocks: int, stages: int):
     """
     R, P, N, S, C, dtype = facts.R, facts.P, facts.N, facts.S, facts.C, facts.dtype
     has_bias, threads = "b_bias" in facts.optional, facts.multipliers
+    ranks = ranks_of(facts, threads)
     tokens, offsets, slots = T.dynamic("tokens"), T.dynamic("offsets"), T.dynamic("slots")
     pieces, x_stride = T.dynamic("pieces"), T.dynamic("x_stride")
     H, G, RATES = T.dynamic("H"), T.dynamic("G"), T.dynamic("RATES")
@@ -65,13 +68,13 @@ def states_kernel(facts: Facts, blocks: int, stages: int):
             T.annotate_min_blocks_per_sm(blocks)
             k_shared = T.alloc_shared((stages, COLUMNS, N), dtype)
             x_shared = T.alloc_shared((stages, C, P), dtype)
-            rate_shared = T.alloc_shared((S, C), "float32")
+            rate_shared = T.alloc_shared((1, S, C), "float32")
             gate_shared = T.alloc_shared((2, 4, C), "float32")
             factor_shared = T.alloc_shared((1, 2, C), "float32")  # the second of two
             mimo_shared = T.alloc_shared((1, facts.rows, R), "float32")
             angle_shared = T.alloc_shared((C, 2 * S + 4), "float32")  # a pad for the banks
-            bias_shared = T.alloc_shared((1, R, 2, N // 2), "float32")
-            bias_local = T.alloc_local((1, 8), "float32")
+            bias_local = T.alloc_local((1, ranks, 8), "float32")
+            passing_local = T.alloc_local((1, ranks, 8), dtype)
             full = T.alloc_barrier([threads] * stages)  # k and x are there
             known = T.alloc_barrier([threads] * 2)  # gates and rates are
             h_frag = T.alloc_fragment((facts.rows, N), "float32")
@@ -86,6 +89,7 @@ def states_kernel(facts: Facts, blocks: int, stages: int):
                 x_shared: make_swizzled_layout(x_shared),
             })  # fmt: skip
             turns = T.alloc_local((1,), "int32")
+            run = T.alloc_local((tokens_of(facts, threads),), "int32")
             decay = T.alloc_local((1,), "float32")
             i_g = T.alloc_local((1,), "int32")
             i_r = T.alloc_local((1,), "int32")
@@ -96,8 +100,6 @@ def states_kernel(facts: Facts, blocks: int, stages: int):
             first, stop = sequence(cu_seqlens, i_seq, L, packed)
             start = first + i_piece * piece
             if first + (T.truncdiv(i_piece * piece, segment) + 1) * segment < stop:
-                if has_bias:
-                    load_bias(facts, b_bias, bias_shared, 0, i_h, tid, threads)
                 project(facts, "mimo_x", mimo_x, i_h, 1.0, 0, mimo_shared, tid, threads)
                 T.clear(h_frag)
                 turns[0] = 0
@@ -116,9 +118,12 @@ def states_kernel(facts: Facts, blocks: int, stages: int):
                         )  # fmt: skip
                 T.sync_threads()
                 weights(facts, mimo_shared, 0, up_frag)
-                keep_bias(facts, bias_shared, (has_bias,), bias_local, tid, threads)
+                keep_bias(
+                    facts, (b_bias,), (has_bias,), bias_local, passing_local, i_h, tid, threads
+                )
                 T.mbarrier_wait_parity(known[0], 0)
-                advance(facts, gate_shared, 0, rate_shared, turns, angle_shared, tid, threads, True)
+                advance(facts, gate_shared, rate_shared, turns, run, 0, tid, threads, True)
+                put_angles(facts, run, angle_shared, tid, threads)
                 follow(facts, gate_shared, 0, factor_shared, decay, tid)
                 T.sync_threads()
                 for i in T.serial(chunks):
@@ -132,14 +137,14 @@ def states_kernel(facts: Facts, blocks: int, stages: int):
                     if i + 1 < chunks:
                         fetch_times(
                             facts, rate, gates, rate_shared, gate_shared, known, last - i - 1, i_h,
-                            i_r[0], (i + 1) % 2,
+                            i_r[0], i + 1,
                         )  # fmt: skip
                     # dS += sum_j e^{s_P - s_j} w_j x_j k_j^T, s_P the decay up to the piece's end
                     T.mbarrier_wait_parity(full[stage], i // stages % 2)
                     inputs(facts, x_shared, stage, C, tid, raw_frag, in_frag)
                     weigh(facts, in_frag, factor_shared, 0, up_frag, w_frag)
                     turn_tiles(
-                        facts, (k_shared,), stage, bias_shared, (has_bias,), bias_local,
+                        facts, (k_shared,), stage, (has_bias,), bias_local, passing_local,
                         angle_shared, tid, threads,
                     )  # fmt: skip
                     T.fence_proxy_async()
@@ -148,9 +153,9 @@ def states_kernel(facts: Facts, blocks: int, stages: int):
                     if i + 1 < chunks:  # under the product
                         T.mbarrier_wait_parity(known[(i + 1) % 2], (i + 1) // 2 % 2)
                         advance(
-                            facts, gate_shared, (i + 1) % 2, rate_shared, turns, angle_shared, tid,
-                            threads, True,
-                        )  # fmt: skip
+                            facts, gate_shared, rate_shared, turns, run, i + 1, tid, threads, True
+                        )
+                        put_angles(facts, run, angle_shared, tid, threads)
                         follow(facts, gate_shared, (i + 1) % 2, factor_shared, decay, tid)
                     T.wait_wgmma(0)
                     T.sync_threads()

@@ -56,13 +56,13 @@ def test_what_is_known_at_run_time_is_no_part_of_the_kernel() -> None:
 @needs_nvcc
 @pytest.mark.slow
 def test_published_shape_compiles(record_property: Any) -> None:
-    """Hardly anything spills, and two blocks of `scan` fit an SM of 228 KB."""
+    """Eight numbers spill at most, and two blocks of `scan` fit an SM of 228 KB."""
     implementation = registry.get("prefill", "tilelang")
     assert implementation.resources is not None
     config = implementation.default(problem(), CPU)
     for one in implementation.resources(problem(), config):
         record_property(one.kernel, f"{one.registers} registers, {one.spills} B spilled")
-        assert one.spills <= 16
+        assert one.spills <= 32
         assert one.registers * one.threads * config.blocks <= 65536
         assert (one.shared + 1024) * config.blocks <= 228 * 1024
 
