@@ -40,7 +40,7 @@ class Config:
     segment: int = 0  # one block of `scan`
     blocks: int = 2  # of `scan` that an SM should hold
     stages: int = 2  # chunks in shared memory at a time
-    registers: int = 176  # of a thread that multiplies, the others share the rest; 0: all alike
+    registers: int = 160  # of a thread that multiplies, the others share the rest; 0: all alike
 
 
 def supports(problem: Problem, device: torch.device) -> str | None:
@@ -107,7 +107,7 @@ def space(problem: Problem, device: torch.device) -> dict[str, Config]:
         if (piece, segment) != (default.piece, default.segment) and (segment or not fill):
             found[f"fill={fill}"] = replace(default, piece=piece, segment=segment)
     if default.registers:
-        for more in (-8, 8):
+        for more in (-16, -8, 8):
             found[f"registers={more:+}"] = replace(default, registers=default.registers + more)
     return found
 

@@ -250,7 +250,8 @@ def scan_kernel(facts: Facts, blocks: int, stages: int, registers: int):
     ranks = 1 if facts.reduced else R  # of y
     sums = rows // 16 * COLUMNS if has_norm else 0  # of squares, of a warp's rows
     ranks_kept = ranks_of(facts, MOVERS)
-    lead = 2 if 4 * S * C <= 16384 else 1  # chunks whose rates are asked for before they are read
+    # chunks whose rates are asked for before they are read; one where two would not fit
+    lead = 2 if 4 * S * C <= 8192 else 1
     tokens, offsets, slots = T.dynamic("tokens"), T.dynamic("offsets"), T.dynamic("slots")
     pieces, count = T.dynamic("pieces"), T.dynamic("count")
     x_stride, z_stride = T.dynamic("x_stride"), T.dynamic("z_stride")

@@ -93,7 +93,11 @@ def test_one_config_fits_a_block_of_99_kb() -> None:
 
 @needs_nvcc
 @pytest.mark.slow
-@pytest.mark.parametrize("fields", [{"R": 4, "N": 128}, {"R": 1, "N": 256, "S": 128}], ids=str)
+@pytest.mark.parametrize(
+    "fields",
+    [{"R": 4, "N": 128}, {"R": 1, "N": 256, "S": 128}, {"R": 1, "N": 128, "S": 64}],
+    ids=str,
+)
 def test_all_options_at_the_largest_size_compile(fields: dict[str, Any]) -> None:
     """Two warp groups share the norm over P = 128, and a block's shared memory is what there is."""
     case = problem(P=128, optional=OPTIONAL, **fields)
