@@ -47,7 +47,7 @@ def advance(facts, gate_shared, rate_shared, turns, run, i, tid, threads, backwa
     """
     gate, rate = i % gate_shared.shape[0], i % rate_shared.shape[0]
     spread = spread_of(facts, threads)
-    length, lanes = facts.C // spread, 32 // spread  # tokens of a thread
+    length, lanes = tokens_of(facts, threads), 32 // spread
     before = T.alloc_local((1,), "int32")
     other = T.alloc_local((1,), "int32")
     i_s, i_spread = pair_of(facts, tid, threads)

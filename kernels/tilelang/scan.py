@@ -354,12 +354,12 @@ def scan_kernel(facts: Facts, blocks: int, stages: int, registers: int):
                         put_angles(facts, run, angle_shared, mover, MOVERS)
                         T.barrier_arrive(angled[0])
                     for i in T.serial(chunks):
-                        stage, ahead = i % stages, i + 1
+                        stage, ahead, i_gate = i % stages, i + 1, i % gate_shared.shape[0]
                         if ahead < chunks:
                             T.mbarrier_wait_parity(known[ahead % 2], ahead // 2 % 2)
                         T.mbarrier_wait_parity(full[stage], i // stages % 2)
                         T.mbarrier_wait_parity(angled[0], i % 2)
-                        far = T.alloc_var("bool", init=falls_far(facts, gate_shared, i % 4))
+                        far = T.alloc_var("bool", init=falls_far(facts, gate_shared, i_gate))
                         if ahead < chunks:
                             advance(
                                 facts, gate_shared, rate_shared, turns, run, ahead, mover, MOVERS
@@ -380,9 +380,9 @@ def scan_kernel(facts: Facts, blocks: int, stages: int, registers: int):
                             score_frag, transpose_B=True, clear_accum=True, policy=ROWS,
                         )  # fmt: skip
                         if far:
-                            mask_far(facts, gate_shared, i % 4, mask_frag)
+                            mask_far(facts, gate_shared, i_gate, mask_frag)
                         else:
-                            mask(facts, gate_shared, i % 4, mask_frag)
+                            mask(facts, gate_shared, i_gate, mask_frag)
                         put_angles(facts, run, angle_shared, mover, MOVERS)
                         T.barrier_arrive(angled[0])
                         T.wait_wgmma(0)
@@ -394,7 +394,7 @@ def scan_kernel(facts: Facts, blocks: int, stages: int, registers: int):
                         if far:
                             T.sync_threads(TURNED, MOVERS)  # all have read k and q
                             fade(
-                                facts, k_shared, q_shared, stage, gate_shared, i % 4, mover, MOVERS
+                                facts, k_shared, q_shared, stage, gate_shared, i_gate, mover, MOVERS
                             )
                         T.fence_proxy_async()
                         T.barrier_arrive(ready[stage])
@@ -535,7 +535,7 @@ def scan_kernel(facts: Facts, blocks: int, stages: int, registers: int):
                             for p, n in T.Parallel(rows, COLUMNS):
                                 y_frag[p, n] *= factor_shared[stage, 0, token_of(n, R)]
                             normalise(facts, out_norm, scratch_shared, square_frag, y_frag, i_h)
-                        for p, t in T.Parallel(rows, C):  # a stage that is given back is another's
+                        for p, t in T.Parallel(rows, C):  # asked for before the sums that need it
                             fall_frag[p, t] = factor_shared[stage, 0, t]
                         for rank in tuple(range(ranks)):
                             if rank > 0:
