@@ -13,6 +13,7 @@ registers; else the first in the order of the space.
 
 import json
 import math
+import re
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -26,6 +27,7 @@ from .records import TIMED, Row, Samples, Status
 
 CONFIDENCE = 0.99
 REGISTERS = 65536  # of a block, on every GPU since 2014
+KNOB = re.compile(r"(?<!\S)([^\s=]+)=([+-]?\d+)(?!\S)")  # in the name of a candidate
 # What became of a candidate, in the words of the T4 format for tuning results.
 Outcome = Literal["correct", "correctness", "constraints", "compile", "runtime", "timeout", "left"]
 OUTCOMES: dict[Status, Outcome] = {
@@ -55,6 +57,15 @@ class Candidate:
     def rows(self) -> list[Row]:
         """Every row, in the order of their making."""
         return [row for row in (self.compiled, self.raced, *self.confirmed) if row is not None]
+
+    @property
+    def knobs(self) -> dict[str, set[int]]:
+        """The numbers in its names, by what they are of; several if two rules come to this."""
+        found: dict[str, set[int]] = {}
+        for name in self.names:
+            for knob, value in KNOB.findall(name):
+                found.setdefault(knob, set()).add(int(value))
+        return found
 
     @property
     def failure(self) -> Row | None:
@@ -244,14 +255,20 @@ class Decision:
         return statistics.geometric_mean(each.median for each in samples if each)
 
     def edges(self, one: Candidate) -> list[str]:
-        """Parameters whose value is the lowest or highest tried, of three or more, in words."""
+        """Numbers in its names that are the lowest or highest tried, of three or more, in words.
+
+        A name has what was varied (`fill=2`); the config, what follows from it at this shape.
+        """
+        tried: dict[str, set[int]] = {}
+        for each in self.field.candidates:
+            for knob, values in each.knobs.items():
+                tried.setdefault(knob, set()).update(values)
         found = []
-        for name, value in one.config.items():
-            tried = {each.config.get(name) for each in self.field.candidates}
-            numbers = sorted(v for v in tried if isinstance(v, int) and not isinstance(v, bool))
-            if len(numbers) >= 3 and value in (numbers[0], numbers[-1]):
-                which = "lowest" if value == numbers[0] else "highest"
-                found.append(f"{name} = {value} is the {which} tried")
+        for knob, values in one.knobs.items():
+            ends = {min(tried[knob]): "lowest", max(tried[knob]): "highest"}
+            if len(tried[knob]) >= 3:
+                reached = values & ends.keys()
+                found += [f"{knob} = {end} is the {ends[end]} tried" for end in sorted(reached)]
         return found
 
     def _slower(self, one: Candidate, best: Candidate) -> bool:

@@ -112,6 +112,21 @@ def test_edges_of_the_space(numbers):
     assert one.edges(one.field.candidates[1]) == []
 
 
+def test_edges_are_those_of_the_rules(numbers):
+    """What a rule comes to at this shape has no order: fewer blocks an SM are longer segments."""
+    names = [("default",), ("fill=0",), ("fill=1", "fill=2"), ("fill=3",), ("registers=-8",)]
+    segments = [512, 0, 4096, 1024, 2048]
+    one = decided(
+        *(
+            candidate(i, 100 - 10 * (i == 2), numbers, config={"segment": segment}, names=name)
+            for i, (name, segment) in enumerate(zip(names, segments, strict=True))
+        )
+    )
+    assert one.winner.index == 2
+    assert one.edges(one.winner) == []
+    assert one.edges(one.field.candidates[3]) == ["fill = 3 is the highest tried"]
+
+
 def test_the_undecided_are_counted(numbers):
     """They left the race because there were too many, not because they were slower."""
     one = decided(
