@@ -87,6 +87,12 @@ def paired(samples: Samples, others: Samples) -> Point:
     return Point(statistics.median(logs), _batched(logs))
 
 
+def apart(samples: Samples, others: Samples) -> Point:
+    """The ratio of two things that were not sampled in the same turns."""
+    above, below = point(samples), point(others)
+    return Point(above.log_us - below.log_us, above.variance + below.variance)
+
+
 def _batched(logs: Sequence[float]) -> float:
     """The variance of the median of a series: batch means of consecutive blocks."""
     count = min(BLOCKS, len(logs) // 2)

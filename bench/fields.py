@@ -20,12 +20,15 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
+from ..kernels.toolchain import source_hash
 from . import estimate
 from .estimate import Estimate, Noise, Point
+from .hardware import identity
 from .race import EQUAL, UNDECIDED
 from .records import TIMED, Row, Samples, Status
 
 CONFIDENCE = 0.99
+NO_SOURCE = source_hash("")  # of a kernel whose file is not known
 REGISTERS = 65536  # of a block, on every GPU since 2014
 KNOB = re.compile(r"(?<!\S)([^\s=]+)=([+-]?\d+)(?!\S)")  # in the name of a candidate
 # What became of a candidate, in the words of the T4 format for tuning results.
@@ -52,6 +55,16 @@ class Candidate:
     compiled: Row | None = None
     raced: Row | None = None
     confirmed: list[Row] = field(default_factory=list)  # one for each process
+
+    def add(self, row: Row) -> None:
+        """Take a row; it replaces one of the same kind and process."""
+        if row.kind == "resources":
+            self.compiled = row
+        elif row.kind == "tune":
+            self.raced = row
+        else:
+            others = [one for one in self.confirmed if one.repeat != row.repeat]
+            self.confirmed = [*others, row]
 
     @property
     def rows(self) -> list[Row]:
@@ -112,13 +125,16 @@ class Candidate:
     def _resources(self) -> list[dict[str, Any]]:
         return next((row.resources for row in self.rows if row.resources), [])
 
+    def row(self, repeat: int | None = None) -> Row | None:
+        """Its row of the race, or of one confirming process."""
+        if repeat is None:
+            return self.raced
+        return next((row for row in self.confirmed if row.repeat == repeat), None)
+
     def samples(self, repeat: int | None = None) -> Samples | None:
         """Times by which it is judged: of the race, or of one confirming process."""
-        rows = [self.raced] if repeat is None else [r for r in self.confirmed if r.repeat == repeat]
-        for row in rows:
-            if row is not None and row.times is not None:
-                return row.times.cold or row.times.warm
-        return None
+        row = self.row(repeat)
+        return None if row is None or row.times is None else row.times.cold or row.times.warm
 
 
 def beyond(resources: Sequence[dict[str, Any]], limits: dict[str, Any]) -> str:
@@ -155,6 +171,7 @@ class Field:
     backend: str
     problem: dict[str, Any]
     candidates: list[Candidate]
+    superseded: int = 0  # rows of another kernel, toolchain or seed, which do not count
 
     @property
     def default(self) -> Candidate | None:
@@ -185,6 +202,16 @@ class Field:
         left = [one for one in right if one.index and not one.reason]
         chosen = sorted(left, key=_race_median)[:most]
         return [one for one in right if one.index == 0] + chosen
+
+    @property
+    def unfinished(self) -> list[Candidate]:
+        """Who went to the confirmation, as far as the rows tell, and lacks a process of it."""
+        here = self.processes
+        return [
+            one
+            for one in self.finalists(len(self.candidates))
+            if not here or not all(one.samples(repeat) for repeat in here)
+        ]
 
     def confirmed(self) -> list[Candidate]:
         """Who is right in every row and has times of every confirming process."""
@@ -229,9 +256,23 @@ class Decision:
 
     @cached_property
     def winner(self) -> Candidate | None:
-        """The default if it ties, else the tie that costs least; None if nobody was right."""
+        """The default if it ties, else the tie that costs least; None if nobody was right, or if
+        somebody is not confirmed yet."""
+        if self.field.unfinished:
+            return None
         default = next((one for one in self.ties if one.index == 0), None)
         return default or min(self.ties, key=lambda one: one.cost, default=None)
+
+    @property
+    def why_none(self) -> str:
+        """Why there is no winner."""
+        if self.field.unfinished:
+            return f"{len(self.field.unfinished)} finalists are not confirmed yet: tune it again"
+        if "correct" in self.field.counts:
+            return "no candidate that is right has a time"
+        if "left" in self.field.counts:
+            return "not every candidate was run: tune it again"
+        return "no candidate is right"
 
     @cached_property
     def margin(self) -> Margin | None:
@@ -282,9 +323,15 @@ class Decision:
 
 
 def _points(found: Field, one: Candidate, other: Candidate) -> list[Point]:
-    """The paired ratios of two candidates, one for each confirming process."""
-    pairs = [(one.samples(repeat), other.samples(repeat)) for repeat in found.processes]
-    return [estimate.paired(a, b) for a, b in pairs if a and b]
+    """The ratios of two candidates, one for each confirming process that has both."""
+    points = []
+    for repeat in found.processes:
+        a, b = one.samples(repeat), other.samples(repeat)
+        if a and b:
+            rows = one.row(repeat), other.row(repeat)
+            together = rows[0] and rows[1] and rows[0].match == rows[1].match
+            points.append(estimate.paired(a, b) if together else estimate.apart(a, b))
+    return points
 
 
 def decide(fields: Sequence[Field]) -> list[Decision]:
@@ -302,38 +349,57 @@ def decide(fields: Sequence[Field]) -> list[Decision]:
 
 
 def read(rows: Iterable[Row], device: dict[str, Any] | None = None) -> list[Field]:
-    """The fields of some rows, in the order of their first; of a key the last row counts.
+    """The fields of some rows, one for each GPU, in the order of their first; of a key, and of what
+    a candidate has of one kind and process, the last row counts.
 
-    device: the environment whose limits count; by default that of the races.
+    Of a field's rows those count that were made as the latest one: with the same kernel, toolchain
+    and seed. device: the environment whose limits count; by default that of the races.
     """
-    fields: dict[tuple[str, str, str], dict[str, Candidate]] = {}
-    first: dict[tuple[str, str, str], Row] = {}
+    found: dict[tuple[str, str, str], list[Row]] = {}
     for row in {row.key: row for row in rows}.values():
-        if row.place is None:
-            continue
-        name = (row.op, row.backend, json.dumps(row.problem, sort_keys=True))
-        first.setdefault(name, row)
-        candidates = fields.setdefault(name, {})
+        if row.place is not None:
+            name = (row.op, row.backend, json.dumps(row.problem, sort_keys=True))
+            found.setdefault(name, []).append(row)
+    return [_field(part, device) for name in found for part in _by_gpu(found[name])]
+
+
+def _by_gpu(rows: Sequence[Row]) -> list[list[Row]]:
+    """The rows of each GPU, each with what was compiled, for which no GPU was asked."""
+    measured: dict[str, list[Row]] = {}
+    for row in rows:
+        if row.kind != "resources":
+            where = row.environment.get("gpu") or row.environment.get("cpu")
+            measured.setdefault(str(where), []).append(row)
+    compiled = [row for row in rows if row.kind == "resources"]
+    return [compiled + part for part in measured.values()] or [compiled]
+
+
+def _field(rows: Sequence[Row], device: dict[str, Any] | None) -> Field:
+    """One field from the rows of one problem, backend and GPU."""
+    # a parent that has not loaded a plugin writes the row of a worker that died without its source
+    known = [row for row in rows if row.source != NO_SOURCE] or list(rows)
+    measured = [row for row in known if row.kind != "resources"]
+    latest = max(measured or known, key=lambda row: str(row.environment.get("date")))
+    kept = [
+        row
+        for row in rows
+        if row.source in (latest.source, NO_SOURCE)
+        and (row.kind == "resources" or _made(row) == _made(latest))
+    ]
+    limits = device or next((row.environment for row in kept if row.kind == "tune"), {})
+    candidates: dict[str, Candidate] = {}
+    for row in kept:
         config = json.dumps(row.config, sort_keys=True)
         if config not in candidates:
-            place = row.place
-            names = tuple(place["names"])
-            candidates[config] = Candidate(row.config, place["index"], names, device or {})
-        one = candidates[config]
-        if row.kind == "resources":
-            one.compiled = row
-        elif row.kind == "tune":
-            one.raced = row
-            for each in candidates.values():
-                each.limits = each.limits or row.environment
-        else:
-            one.confirmed.append(row)
-    return [
-        Field(
-            row.op,
-            row.backend,
-            row.problem,
-            sorted(fields[name].values(), key=lambda one: one.index),
-        )
-        for name, row in first.items()
-    ]
+            assert row.place is not None
+            names = tuple(row.place["names"])
+            candidates[config] = Candidate(row.config, row.place["index"], names, limits)
+        candidates[config].add(row)
+    ordered = sorted(candidates.values(), key=lambda one: one.index)
+    first = kept[0]
+    return Field(first.op, first.backend, first.problem, ordered, len(rows) - len(kept))
+
+
+def _made(row: Row) -> tuple[Any, ...]:
+    """What rows of one tuning have in common."""
+    return row.seed, json.dumps(identity(row.environment), sort_keys=True)

@@ -77,27 +77,33 @@ class Ledger:
         self.outcome = Outcome()
 
     def plan(self, jobs: Sequence[Job], environment: dict[str, Any]) -> deque[Job]:
-        """What is not recorded, each entry with its key."""
+        """What is not recorded, each entry with its key.
+
+        Of a confirmation that is not whole, everything: its entries are timed in the same turns.
+        """
         known = {}
         if self.path is not None and self.path.exists():
             known = {row.key: row for row in records.read([self.path])}
         queue: deque[Job] = deque()
         total = 0
         for job in jobs:
-            fresh = []
-            for entry in job.entries:
-                entry = replace(entry, key=key(entry, self.settings, environment))
-                self.outcome.asked.append(entry.key)
-                row = known.get(entry.key)
-                if row is None or (self.retry and row.status in FAILED):
-                    fresh.append(entry)
-                else:
-                    self.outcome.recorded.append(row)
+            keyed = [
+                replace(entry, key=key(entry, self.settings, environment)) for entry in job.entries
+            ]
+            self.outcome.asked += [entry.key for entry in keyed]
+            fresh = [entry for entry in keyed if self._missing(known.get(entry.key))]
+            if fresh and self.settings.kind == "sweep" and keyed[0].place is not None:
+                fresh = keyed
+            left = {entry.key for entry in fresh}
+            self.outcome.recorded += [known[e.key] for e in keyed if e.key not in left]
             total += len(job.entries)
             if fresh:
                 queue.append(Job(tuple(fresh)))
         self.observer.planned(total, len(self.outcome.recorded))
         return queue
+
+    def _missing(self, row: Row | None) -> bool:
+        return row is None or (self.retry and row.status in FAILED)
 
     def keep(self, row: Row) -> None:
         """Put a row on disk, and tell."""

@@ -32,10 +32,14 @@ def name_of(one: Decision) -> tuple[str, str, str]:
 
 
 def files(decisions: Sequence[Decision]) -> dict[str, dict[str, Any]]:
-    """The content of the file of each GPU, by its name; a CPU's winners are of no use to anyone."""
+    """The content of the file of each GPU, by its name; a CPU's winners are of no use to anyone.
+
+    A field without a winner is among them only if each of its candidates failed.
+    """
     found: dict[str, dict[str, Any]] = {}
-    known = covers(decisions)
-    for one in decisions:
+    ended = [one for one in decisions if one.winner is not None or _failed(one)]
+    known = covers(ended)
+    for one in ended:
         gpu = one.field.environment.get("gpu")
         if gpu is None:
             continue
@@ -48,6 +52,10 @@ def files(decisions: Sequence[Decision]) -> dict[str, dict[str, Any]]:
             group["cover"] = _figures(rules)
         group["shapes"].append(_shape(one, rules))
     return found
+
+
+def _failed(one: Decision) -> bool:
+    return not {"correct", "left"} & one.field.counts.keys()
 
 
 def _entry(entries: list[dict[str, Any]], head: dict[str, Any], inner: str) -> dict[str, Any]:
@@ -122,7 +130,7 @@ def _digits(value: float) -> float:
 
 
 def write(contents: dict[str, dict[str, Any]], folder: Path, *, merge: bool = False) -> list[Path]:
-    """Write the file of each GPU into a folder; with `merge` others' groups in it stay.
+    """Write the file of each GPU into a folder; with `merge` what it has of other shapes stays.
 
     A table of another fingerprint is replaced as a whole.
     """
@@ -145,10 +153,34 @@ def _merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
         before = tables.get((table["op"], table["backend"]))
         groups = table["groups"]
         if before is not None and before["fingerprint"] == table["fingerprint"]:
-            fresh = [group["problem"] for group in groups]
-            groups = [g for g in before["groups"] if g["problem"] not in fresh] + groups
+            groups = _joined(before["groups"], groups)
         tables[table["op"], table["backend"]] = table | {"groups": groups}
     return new | {"tables": list(tables.values())}
+
+
+def _joined(old: list[dict[str, Any]], new: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The groups of two tunings; a shape that both have is that of the new one."""
+    groups = {group_of(group["problem"]): group for group in old}
+    for group in new:
+        name = group_of(group["problem"])
+        before = groups.get(name, {"shapes": []})
+        fresh = [(shape["B"], shape["L"]) for shape in group["shapes"]]
+        kept = [shape for shape in before["shapes"] if (shape["B"], shape["L"]) not in fresh]
+        groups[name] = group | {"shapes": kept + group["shapes"]}
+        if kept and "cover" in before and "cover" in group:
+            groups[name]["cover"] = _both(before["cover"], group["cover"])
+    return list(groups.values())
+
+
+def _both(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """The figures of the covers of two tunings of one group: each shape has the rule of its own."""
+    worst = [old["worst_regret"], new["worst_regret"]]
+    return {
+        "rules": sorted({*old["rules"], *new["rules"]}),
+        "worst_regret": None if None in worst else max(worst),
+        "held_out_worst": None,  # the shapes of one had no part in the cover of the other
+        "held_out_mean": None,
+    }
 
 
 def _sorted(content: dict[str, Any]) -> dict[str, Any]:

@@ -239,6 +239,8 @@ def present(page: Console, rows: Sequence[Row], arguments: argparse.Namespace) -
     written.append(write_tuning(decisions, out))
     if arguments.ship:
         written += shipping.write(contents, lookup.SHIPPED, merge=True)
+        if not contents:
+            page.print("nothing to ship: no field of a GPU is decided")
     for path in written:
         if not path.name.startswith("t4-"):
             page.print(f"written: {path}", highlight=False, soft_wrap=True)
@@ -282,9 +284,13 @@ def margin_text(one: Decision) -> str:
 def warnings_of(one: Decision) -> list[str]:
     """What somebody who uses the winner should know."""
     name = f"{one.field.backend} {show.problem_name(one.field.problem)}"
-    if one.winner is None:
-        return [f"{name}: no candidate is right and confirmed"]
     found = []
+    if one.field.superseded:
+        found.append(
+            f"{name}: {one.field.superseded} rows of another kernel, toolchain or seed do not count"
+        )
+    if one.winner is None:
+        return [*found, f"{name}: {one.why_none}"]
     if one.field.default is None or one.field.default.outcome != "correct":
         reason = one.field.default.reason if one.field.default else "it was not run"
         found.append(f"{name}: the default is not right here: {reason}")

@@ -22,6 +22,7 @@ from typing import Any, Literal
 
 import torch
 
+from .errors import OptionError
 from .family import Problem
 from .toolchain import fingerprint
 
@@ -48,6 +49,7 @@ class Found:
     config: dict[str, Any] | None = None  # exact: the winner's values
     name: str | None = None  # cover: the rule, by its name among the candidates
     us: float | None = None  # measured at this shape, or at the nearest one
+    at: tuple[int, int] | None = None  # batch and length of that shape
     failed: bool = False  # at this very shape no candidate was right
 
 
@@ -80,20 +82,20 @@ def find(op: str, backend: str, module: str | None, problem: Problem, gpu: str |
         return Found("default", f"{VARIABLE} is off")
     if gpu is None:
         return Found("default", "no GPU")
-    table = tables(gpu, folder).get((op, backend))
-    if table is None:
+    groups = tables(gpu, folder).get((op, backend))
+    if groups is None:
         return Found("default", f"{backend} {op} was not tuned for {gpu}")
-    stale = _stale(backend, module, table["fingerprint"])
-    if stale is not None:
-        _warn(gpu, backend, op, stale)
-        return Found("default", f"tuned for {gpu}, but stale: {stale}")
     raw = problem.as_dict()
     if raw.get("lengths") is not None:
         return Found("default", "packed sequences were not tuned")
-    shapes = table["groups"].get(group_of(raw))
-    if shapes is None:
+    group = groups.get(group_of(raw))
+    if group is None:
         return Found("default", f"tuned for {gpu}, but not these dims, dtypes and options")
-    return _at(shapes, raw["B"], raw["L"])
+    stale = _stale(backend, module, group["fingerprint"])
+    if stale is not None:
+        _warn(gpu, backend, op, stale)
+        return Found("default", f"tuned for {gpu}, but stale: {stale}")
+    return _at(group["shapes"], raw["B"], raw["L"])
 
 
 def _at(shapes: list[dict[str, Any]], B: int, L: int) -> Found:
@@ -101,7 +103,7 @@ def _at(shapes: list[dict[str, Any]], B: int, L: int) -> Found:
         if (shape["B"], shape["L"]) == (B, L):
             if shape["config"] is None:
                 return Found("default", "no candidate was right here", failed=True)
-            return Found("exact", _won(shape), shape["config"], us=shape["us"])
+            return Found("exact", _won(shape), shape["config"], us=shape["us"], at=(B, L))
     right = [shape for shape in shapes if shape["cover"] is not None]
     for dim, size in (("B", B), ("L", L)):
         sizes = [shape[dim] for shape in right]
@@ -110,7 +112,7 @@ def _at(shapes: list[dict[str, Any]], B: int, L: int) -> Found:
             return Found("default", f"{dim} = {size} is outside what was tuned: {tuned}")
     near = nearest(right, B, L)
     why = f"rule {near['cover']!r} of the cover, as for B = {near['B']}, L = {near['L']}"
-    return Found("cover", why, name=near["cover"], us=near["us"])
+    return Found("cover", why, name=near["cover"], us=near["us"], at=(near["B"], near["L"]))
 
 
 def nearest(shapes: list[dict[str, Any]], B: int, L: int) -> dict[str, Any]:
@@ -136,14 +138,15 @@ def _won(shape: dict[str, Any]) -> str:
 def fastest(found: Mapping[str, Found]) -> tuple[str, str]:
     """Which of some backends, in order of preference, is to run a problem, and why.
 
-    One that was measured replaces the first only if that was measured too, and is slower.
+    One that was measured replaces the first only if that was measured at the same batch and length,
+    and is slower.
     """
     able = {name: one for name, one in found.items() if not one.failed} or dict(found)
     first = next(iter(able))
-    us = able[first].us
+    us, at = able[first].us, able[first].at
     if us is None:
         return first, "the first that runs it"
-    timed = {name: one.us for name, one in able.items() if one.us is not None}
+    timed = {name: one.us for name, one in able.items() if one.us is not None and one.at == at}
     best = min(timed, key=lambda name: timed[name])
     if timed[best] * CLEARLY < us:
         return best, f"{timed[best]:.4g} us, where {first} takes {us:.4g} us"
@@ -152,27 +155,51 @@ def fastest(found: Mapping[str, Found]) -> tuple[str, str]:
 
 @cache
 def tables(gpu: str, folder: str | None) -> dict[tuple[str, str], dict[str, Any]]:
-    """The tuned configs for a GPU by (op, backend); those of a folder before the shipped ones."""
+    """The tuned groups for a GPU by (op, backend), then by `group_of`, each with its fingerprint.
+
+    Those of a folder go before the shipped ones. Raises OptionError for a folder that is none, or
+    a file that is not of this format.
+    """
     found: dict[tuple[str, str], dict[str, Any]] = {}
+    if folder and not Path(folder).is_dir():
+        raise OptionError(VARIABLE, "a folder, or off", folder, "unset it for what is shipped")
     for place in (SHIPPED, *([Path(folder)] if folder else [])):
         path = place / file_name(gpu)
         if path.is_file():
-            raw = json.loads(path.read_text(encoding="utf-8"))
-            if raw["format"] != FORMAT:
-                raise ValueError(f"{path}: expected format {FORMAT}, got {raw['format']}")
-            found |= {(table["op"], table["backend"]): _grouped(table) for table in raw["tables"]}
+            for name, group, mine in _read(path):
+                found.setdefault(name, {})[group] = mine
     return found
 
 
-def _grouped(table: dict[str, Any]) -> dict[str, Any]:
-    groups = {group_of(group["problem"]): group["shapes"] for group in table["groups"]}
-    return {"fingerprint": table["fingerprint"], "groups": groups}
+def _read(path: Path) -> list[tuple[tuple[str, str], str, dict[str, Any]]]:
+    """The groups of a file: (op, backend), `group_of`, shapes with the fingerprint."""
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+        if raw["format"] == FORMAT:
+            return [
+                (
+                    (table["op"], table["backend"]),
+                    group_of(group["problem"]),
+                    {"fingerprint": table["fingerprint"], "shapes": group["shapes"]},
+                )
+                for table in raw["tables"]
+                for group in table["groups"]
+            ]
+        said = f"format {raw['format']}"
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        said = f"{type(error).__name__}: {error}"
+    raise OptionError(str(path), f"tuned configs of format {FORMAT}", said, "tune again")
 
 
 def _stale(backend: str, module: str | None, then: dict[str, Any]) -> str | None:
-    """The first field in which the toolchain differs from what it was, or None."""
+    """The first field in which the toolchain differs from what it was, or None.
+
+    Without a GPU there is no driver to differ.
+    """
     now = fingerprint(backend, module or "")
     for name in (*now, *then):
+        if name == "driver" and now[name] is None:
+            continue
         if now.get(name) != then.get(name):
             return f"{name} is {now.get(name)}, tuned with {then.get(name)}"
     return None

@@ -83,7 +83,7 @@ def winner_cells(one: Decision) -> list[str]:
     winner, margin = one.winner, one.margin
     head = [problem_name(one.field.problem), one.field.backend]
     if winner is None:
-        return [*head, "none", "", "", "", "", "no candidate is right and confirmed"]
+        return [*head, "none", "", "", "", "", one.why_none]
     own = winner.index == 0
     return [
         *head,

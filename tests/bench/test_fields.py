@@ -1,11 +1,13 @@
 """What is decided from the rows of a tuning: winners, ties, limits, edges."""
 
 import importlib.util
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from mamba3_bench.bench import shipping
 from mamba3_bench.bench.fields import decide, read
 from mamba3_bench.bench.race import UNDECIDED
 
@@ -125,6 +127,60 @@ def test_edges_are_those_of_the_rules(numbers):
     assert one.winner.index == 2
     assert one.edges(one.winner) == []
     assert one.edges(one.field.candidates[3]) == ["fill = 3 is the highest tried"]
+
+
+def test_a_field_for_each_gpu(numbers):
+    """The winner of one is not that of another, whatever the order of the records."""
+    other = tunings.ENVIRONMENT | {"gpu": "NVIDIA H200"}
+    rows = [
+        *candidate(0, 100, numbers),
+        *candidate(1, 90, numbers),
+        *(
+            replace(row, key=f"h200 {row.key}", environment=other)
+            for rows in (candidate(0, 50, numbers), candidate(1, 60, numbers))
+            for row in rows
+        ),
+    ]
+    for order in (rows, rows[::-1]):
+        found = {one.field.environment["gpu"]: one.winner.index for one in decide(read(order))}
+        assert found == {tunings.GPU: 1, "NVIDIA H200": 0}
+
+
+@pytest.mark.parametrize("older", [{"source": "other"}, {"seed": 1}, {"driver": "570.1"}], ids=str)
+def test_rows_of_another_making_do_not_count(numbers, older):
+    """An older kernel's win is not the new one's; how many rows are left out is told."""
+    old = {"date": "2026-11-21T00:00:00+00:00"} | older
+    changes = {k: v for k, v in old.items() if k in ("source", "seed")}
+    environment = tunings.ENVIRONMENT | {k: v for k, v in old.items() if k not in changes}
+    before = [
+        replace(row, key=f"old {row.key}", environment=environment, **changes)
+        for row in candidate(0, 100, numbers) + candidate(1, 50, numbers)
+    ]
+    one = decided(candidate(0, 100, numbers), candidate(1, 120, numbers), before)
+    assert one.winner.index == 0
+    assert one.us(one.winner) == pytest.approx(100, rel=0.01)
+    assert one.field.superseded == len(before)
+
+
+def test_an_unfinished_confirmation_has_no_winner(numbers):
+    """Neither without any process, nor if the fastest lacks one; nor is it shipped as a failure."""
+    slow, fast = candidate(0, 100, numbers), candidate(1, 80, numbers)
+    for rows in ([slow[:1], fast[:1]], [slow, fast[:-1]]):
+        one = decided(*rows)
+        assert one.winner is None
+        assert "not confirmed yet" in one.why_none
+        assert shipping.files([one]) == {}
+    assert shipping.files([decided(slow, fast)])
+
+
+def test_what_was_not_timed_together_is_not_paired(numbers):
+    """Its samples meet no common turn: the ratio is that of the medians, of the scatter of both."""
+    slow, fast = candidate(0, 100, numbers, confirm=1), candidate(1, 90, numbers, confirm=1)
+    one = decided(slow, [replace(row, match="another job") for row in fast])
+    both = decided(slow, fast)
+    a, b = (rows[-1].times.cold for rows in (fast, slow))
+    assert one.margin.ratio == pytest.approx(a.median / b.median)
+    assert one.margin.ratio != both.margin.ratio
 
 
 def test_the_undecided_are_counted(numbers):

@@ -15,6 +15,7 @@ from mamba3_bench.bench.cli import main
 from mamba3_bench.bench.fields import decide, read
 from mamba3_bench.bench.grid import Axes, problems
 from mamba3_bench.kernels import lookup, ops, plans, registry, toolchain
+from mamba3_bench.kernels.errors import OptionError
 from mamba3_bench.kernels.family import make_call
 from mamba3_bench.kernels.lookup import StaleWarning, file_name
 from mamba3_bench.kernels.problem import Problem
@@ -120,6 +121,12 @@ def test_a_stale_fingerprint_is_the_default_and_one_warning(here, field):
         assert choice(problem(2, 4096))[1].how == "default"
 
 
+def test_no_driver_is_not_another_driver(here, monkeypatch):
+    """`why --gpu` on a machine without one."""
+    monkeypatch.setattr(lookup, "fingerprint", lambda *_: here | {"driver": None})
+    assert choice(problem(8, 4096))[1].how == "exact"
+
+
 def test_off(here, monkeypatch):
     """By the variable, without a warning."""
     monkeypatch.setenv(lookup.VARIABLE, "off")
@@ -179,6 +186,54 @@ def found(us=None, failed=False):
 def test_auto_between_backends(known, taken):
     """The first in order, unless another was measured beside it and is faster, or it is wrong."""
     assert lookup.fastest(known)[0] == taken
+
+
+def test_auto_compares_times_of_one_shape():
+    """Two backends that were tuned at different batches say nothing of each other."""
+    first = lookup.Found("cover", "", us=464.0, at=(8, 2048))
+    assert lookup.fastest({"a": first, "b": replace(first, us=77.0)})[0] == "b"
+    assert lookup.fastest({"a": first, "b": replace(first, us=77.0, at=(1, 2048))})[0] == "a"
+
+
+def test_a_folder_hides_its_own_groups_only(here, monkeypatch, tmp_path, file):
+    """What is shipped of other dims stays in use."""
+    raw = json.loads(file.read_text())
+    raw["tables"][0]["groups"][0]["problem"]["N"] = 64
+    (tmp_path / "shipped").mkdir()
+    (tmp_path / "shipped" / file.name).write_text(json.dumps(raw))
+    monkeypatch.setattr(lookup, "SHIPPED", tmp_path / "shipped")
+    lookup.forget()
+    assert len(lookup.tables(GPU, str(tmp_path))["prefill", "triton"]) == 2
+    assert choice(problem(8, 4096))[1].how == "exact"
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", '{"format": 7}', '{"format": 1, "tables": [3]}'])
+def test_a_file_that_cannot_be_read_is_named(here, monkeypatch, tmp_path, file, text):
+    """So is a folder that does not exist."""
+    (tmp_path / file.name).write_text(text)
+    with pytest.raises(OptionError, match="NVIDIA_H100"):
+        choice(problem(8, 4096))
+    monkeypatch.setenv(lookup.VARIABLE, str(tmp_path / "none"))
+    lookup.forget()
+    with pytest.raises(OptionError, match=lookup.VARIABLE):
+        choice(problem(8, 4096))
+
+
+def test_merging_keeps_other_shapes_of_a_group(file, tmp_path):
+    """A later tuning of one shape replaces that shape alone; each keeps its own rule."""
+    raw = json.loads(file.read_text())
+    other = json.loads(file.read_text())
+    (group,) = other["tables"][0]["groups"]
+    group["shapes"] = group["shapes"][:1]
+    group["shapes"][0]["us"] = 1.0
+    group["cover"]["rules"] = ["another"]
+    shipping.write({GPU: raw}, tmp_path)
+    (path,) = shipping.write({GPU: other}, tmp_path, merge=True)
+    (merged,) = json.loads(path.read_text())["tables"][0]["groups"]
+    before = raw["tables"][0]["groups"][0]
+    assert [shape["us"] == 1.0 for shape in merged["shapes"]] == [True, False, False, False]
+    assert merged["cover"]["rules"] == sorted({*before["cover"]["rules"], "another"})
+    assert merged["cover"]["held_out_worst"] is None
 
 
 def test_merging_keeps_other_groups_of_the_same_toolchain(file, tmp_path):
