@@ -58,6 +58,10 @@ def run(page: Console, arguments: argparse.Namespace, given: Sequence[str]) -> i
         missing = [str(path) for path in arguments.replay if not path.is_file()]
         if missing:
             raise UsageError(f"no such record file: {', '.join(missing)}")
+        typed = {name for sides in arguments.sides for side in sides for name in side.typed}
+        if typed:
+            names = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(typed))
+            raise UsageError(f"{names}: --replay decides all that is recorded; leave it out")
         return present(page, records.read(arguments.replay), arguments)
     plugins.load(arguments.plugin)
     device = device_of(arguments)

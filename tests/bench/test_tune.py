@@ -167,6 +167,13 @@ REQUIRED = {"configuration": dict, "times": dict, "invalidity": str, "correctnes
 INVALIDITY = {"timeout", "compile", "runtime", "correctness", "constraints", "correct"}
 
 
+def test_replay_takes_no_axes(tuned, tmp_path, capsys):
+    """What is decided is what is recorded: an axis would be ignored."""
+    with pytest.raises(SystemExit, match="2"):
+        main(["tune", "--replay", str(tuned), "--batch", "9", "--out", str(tmp_path)])
+    assert "--batch: --replay decides" in capsys.readouterr().err
+
+
 def test_export_as_t4(decisions):
     """Every candidate as a result with the fields, types and words of the schema."""
     content = json.loads(json.dumps(export.t4_results(decisions["prefill"]), allow_nan=False))
