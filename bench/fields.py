@@ -196,20 +196,19 @@ class Field:
         outcomes = [one.outcome for one in self.candidates]
         return {name: outcomes.count(name) for name in dict.fromkeys(outcomes)}
 
-    def finalists(self, most: int) -> list[Candidate]:
-        """Who is to be confirmed: the fastest of the race, and the default."""
+    @property
+    def finalists(self) -> list[Candidate]:
+        """Who is to be confirmed: all whom the race did not send away, and the default."""
         right = [one for one in self.candidates if one.outcome == "correct" and one.samples()]
-        left = [one for one in right if one.index and not one.reason]
-        chosen = sorted(left, key=_race_median)[:most]
-        return [one for one in right if one.index == 0] + chosen
+        return [one for one in right if one.index == 0 or not one.reason]
 
     @property
     def unfinished(self) -> list[Candidate]:
-        """Who went to the confirmation, as far as the rows tell, and lacks a process of it."""
+        """The finalists that lack a process of the confirmation."""
         here = self.processes
         return [
             one
-            for one in self.finalists(len(self.candidates))
+            for one in self.finalists
             if not here or not all(one.samples(repeat) for repeat in here)
         ]
 
@@ -222,12 +221,6 @@ class Field:
             and self.processes
             and all(one.samples(repeat) for repeat in self.processes)
         ]
-
-
-def _race_median(one: Candidate) -> float:
-    samples = one.samples()
-    assert samples is not None
-    return samples.median
 
 
 @dataclass(frozen=True)

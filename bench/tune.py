@@ -91,7 +91,7 @@ def run(page: Console, arguments: argparse.Namespace, given: Sequence[str]) -> i
     if raced.interrupted:
         return conclude(page, raced, records_path(arguments))
     finals = replace(settings, kind="sweep", budget_s=CONFIRM_S)
-    jobs = confirmations(read(raced.all), left, arguments.finalists, arguments.confirm)
+    jobs = confirmations(read(raced.all), left, arguments.confirm)
     confirmed = (
         perform(page, arguments, finals, jobs, "confirm", ahead=False) if jobs else Outcome()
     )
@@ -197,9 +197,7 @@ def within_limits(job: Job, compiled: Sequence[Row], here: dict[str, Any]) -> Jo
     return Job(tuple(entry for entry in job.entries if entry.config not in out))
 
 
-def confirmations(
-    fields: Sequence[Field], raced: Sequence[Job], most: int, processes: int
-) -> list[Job]:
+def confirmations(fields: Sequence[Field], raced: Sequence[Job], processes: int) -> list[Job]:
     """Jobs that time the finalists of all backends of a problem together, in fresh processes."""
     known = {
         _name(entry.problem.as_dict(), entry.backend, entry.config): entry
@@ -208,7 +206,7 @@ def confirmations(
     }
     together: dict[str, list[Entry]] = {}
     for field in fields:
-        for one in field.finalists(most):
+        for one in field.finalists:
             entry = known.get(_name(field.problem, field.backend, one.config))
             if entry is not None:
                 together.setdefault(_name(field.problem), []).append(entry)

@@ -106,7 +106,7 @@ def tune_all(path):
     raced = Runner(
         Settings("tune", budget_s=0.01, plugins=(PLUGIN,)), [slot], path, Silent(), timeout_s=HANG_S
     ).run(jobs)
-    finals = confirmations(fields.read(raced.all), jobs, 2, 1)
+    finals = confirmations(fields.read(raced.all), jobs, 1)
     sweep = Settings("sweep", budget_s=0.01, plugins=(PLUGIN,))
     Runner(sweep, [slot], path, Silent()).run(finals)
     del os.environ[SPACE]
