@@ -48,9 +48,25 @@ def make_jobs(points: Sequence[Sequence[Side]], asked: str | None) -> list[Job]:
             entries += [Entry(problem, name) for problem in grid for name in names]
         if entries:
             jobs.append(Job(tuple(dict.fromkeys(entries))))
+    refuse_unknown(points, asked)
     if not jobs:
         raise UsageError(f"--backend: nobody of {asked} is in this grid")
     return list(dict.fromkeys(jobs))
+
+
+def refuse_unknown(points: Sequence[Sequence[Side]], asked: str | None) -> None:
+    """Raise UsageError for a backend asked for that no op of a grid has."""
+    ops = dict.fromkeys(side.op for sides in points for side in sides)
+    known = dict.fromkeys(name for op in ops for name in registry.backends(op))
+    for name in names_in(asked) if asked is not None and known else ():
+        if name not in known:
+            there = ", ".join(known)
+            raise UsageError(f"--backend: no op of this grid has {name!r}; there are {there}")
+
+
+def names_in(text: str) -> tuple[str, ...]:
+    """The names of a list with commas, each once."""
+    return tuple(dict.fromkeys(part.strip() for part in text.split(",")))
 
 
 def backends_of(side: Side, asked: str | None, *, alone: bool) -> tuple[str, ...]:
@@ -59,8 +75,7 @@ def backends_of(side: Side, asked: str | None, *, alone: bool) -> tuple[str, ...
         return choose_backends(side.op, asked)
     known = registry.backends(side.op)
     if asked is not None:
-        names = [part.strip() for part in asked.split(",")]
-        return tuple(dict.fromkeys(name for name in names if name in known))
+        return tuple(name for name in names_in(asked) if name in known)
     ours = [
         name
         for name in known
@@ -101,7 +116,7 @@ def choose_backends(op: OpName, asked: str | None) -> tuple[str, ...]:
         if ours == ["torch"]:
             ours = [name for name in known if name != "reference"]
         return tuple(name for name in ours if registry.unavailable(op, name) is None)
-    names = tuple(dict.fromkeys(part.strip() for part in asked.split(",")))
+    names = names_in(asked)
     for name in names:
         if name not in known:
             raise UsageError(f"--backend: {op} has no {name!r}; there are {', '.join(known)}")

@@ -50,6 +50,10 @@ def test_help_imports_nothing_heavy():
             "prefill has no 'torhc'; there are triton, tilelang, torch, reference",
         ),
         ("check --op decode --backend triton,cuda", "there are"),
+        (
+            "check --op prefill,decode --backend torch,tirton",
+            "--backend: no op of this grid has 'tirton'; there are triton, tilelang, torch",
+        ),
         ("check --dtype fp8", "--dtype: expected words out of bf16, fp16, fp32, tf32, got 'fp8'"),
         ("check --state 0", "--state: expected positive whole numbers, got '0'"),
         ("check --state 6", "--state: expected multiples of 4, got 6"),
@@ -164,13 +168,13 @@ def test_an_op_alone_leaves_out_axes_of_its_preset(known_rivals):
 
 
 def test_a_preset_is_narrowed_by_op_and_backend(known_rivals):
-    """An op leaves its contenders, a backend itself; nobody left is an error."""
+    """An op leaves its contenders, a backend itself; a name nobody has is an error."""
     found = jobs("sweep --preset paper --op mamba2.decode --backend mamba_ssm")
     assert {(e.problem.op, e.backend) for job in found for e in job.entries} == {
         ("mamba2.decode", "mamba_ssm")
     }
-    with pytest.raises(UsageError, match="nobody of nobody"):
-        jobs("sweep --preset paper --backend nobody")
+    with pytest.raises(UsageError, match="no op of this grid has 'nobody'; there are"):
+        jobs("sweep --preset paper --backend mamba_ssm,nobody")
 
 
 def test_several_ops_meet_on_one_grid(known_rivals):
