@@ -19,7 +19,7 @@ from .compare import compare as compare_runs
 from .grid import Axes, problems
 from .jobs import Job, Kind, Settings
 from .ledger import RunError
-from .records import Row
+from .records import RecordError, Row
 from .report import comparison_text, show_comparison, show_report, write_report
 from .session import (
     NOTHING,
@@ -69,7 +69,7 @@ def run(arguments: argparse.Namespace, given: Sequence[str]) -> int:
                 return selftest.run(page, arguments, given)
             case _:
                 return measure(page, arguments, given)
-    except OptionError as error:
+    except (OptionError, RecordError) as error:
         raise UsageError(str(error)) from error
     except (RunError, ImportError, OSError) as error:  # OSError: a folder that cannot be written
         page.print(f"[bold red]error[/]: {escape(str(error))}", soft_wrap=True)

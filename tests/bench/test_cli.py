@@ -99,6 +99,24 @@ def test_a_folder_that_cannot_be_made(command, tmp_path, capsys):
     assert "error: " in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        "report {0}/records.jsonl",
+        "compare {0} {0}",
+        "tune --replay {0}/records.jsonl --out {0}",
+        "check --backend torch --length 4 --device cpu --out {0}",
+    ],
+)
+def test_a_broken_record(line, tmp_path, capsys):
+    """Exit code 2 with file and line, whoever reads it: a run that would resume, too."""
+    (tmp_path / "records.jsonl").write_text('{"errors": []}\n')
+    with pytest.raises(SystemExit) as end:
+        main(line.format(tmp_path).split())
+    assert end.value.code == 2
+    assert f"{tmp_path}/records.jsonl:1: not a record" in capsys.readouterr().err
+
+
 def jobs(line):
     """The jobs of a command line."""
     arguments = parser().parse_args(line.split())
