@@ -16,6 +16,7 @@ from ..kernels.problem import OpName
 from ..kernels.registry import config_dict
 from . import show
 from .ahead import compile_ahead, rehearse
+from .axes import DIGITS, shortened
 from .grid import Axes, problems
 from .jobs import Entry, Job, Kind, Settings
 from .ledger import FAILED, Outcome, Slot
@@ -209,9 +210,9 @@ def numbers_below(text: str, count: int) -> list[int]:
     """GPUs by their number among the visible ones, each once; raises UsageError."""
     found = []
     for part in text.split(","):
-        if not part.strip().isdecimal() or int(part) >= count:
+        if not part.strip().isdecimal() or len(part) > DIGITS or int(part) >= count:
             raise UsageError(
-                f"--gpus: expected numbers from 0 to {count - 1}, got {part.strip()!r}; "
+                f"--gpus: expected numbers from 0 to {count - 1}, got {shortened(part.strip())!r}; "
                 "`mamba3-bench doctor` lists them"
             )
         found.append(int(part))

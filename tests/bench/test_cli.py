@@ -9,7 +9,7 @@ from mamba3_bench.bench import peers
 from mamba3_bench.bench.cli import NUMBERS, OPS, OPTIONAL, WORDS, main, parser, read_sides
 from mamba3_bench.bench.grid import Axes
 from mamba3_bench.bench.presets import ORDER, PRESETS
-from mamba3_bench.bench.session import UsageError, make_jobs
+from mamba3_bench.bench.session import UsageError, make_jobs, numbers_below
 from mamba3_bench.kernels.family import DTYPES, ops
 from mamba3_bench.kernels.problem import OPTIONAL as KNOWN
 
@@ -63,6 +63,34 @@ def test_help_imports_nothing_heavy():
         ("check --preset h200", "invalid choice: 'h200'"),
         ("check --op decode,prefil", "--op: expected words out of prefill, decode, mamba2.prefill"),
         ("check --op gdn.decode --rank 4", "--rank: gdn.decode has no such axis"),
+        (
+            "check --timeout 0",
+            "--timeout: expected seconds, more than 0 and at most 1000000, got '0'",
+        ),
+        (
+            "sweep --timeout=-3",
+            "--timeout: expected seconds, more than 0 and at most 1000000, got '-3'",
+        ),
+        ("check --timeout 1e9", "at most 1000000, got '1e9'"),
+        (
+            "sweep --timeout nan",
+            "--timeout: expected seconds, more than 0 and at most 1000000, got 'nan'",
+        ),
+        (
+            "sweep --budget 0",
+            "--budget: expected seconds, more than 0 and at most 1000000, got '0'",
+        ),
+        (
+            "tune --budget=-1",
+            "--budget: expected seconds, more than 0 and at most 1000000, got '-1'",
+        ),
+        (
+            "selftest --budget inf",
+            "--budget: expected seconds, more than 0 and at most 1000000, got 'inf'",
+        ),
+        (f"sweep --repeat {'9' * 5000}", "--repeat: expected a whole number of at least 1, got"),
+        (f"check --batch {'9' * 5000}", "--batch: expected numbers of at most 18 digits, got"),
+        ("check --batch 1:1000000000:+1", "--batch: expected ranges of at most 100000 values"),
         ("check --colour red", "unrecognized arguments: --colour red"),
         ("report nowhere.jsonl", "no such record file: nowhere.jsonl"),
         ("report /dev/null", "no such record file: /dev/null"),
@@ -79,6 +107,14 @@ def test_bad_arguments(line, says, capsys, monkeypatch):
         main(line.split())
     assert end.value.code == 2
     assert says in capsys.readouterr().err
+
+
+def test_gpus_by_number():
+    """Each once; what is no number of one is told the range, however long it is."""
+    assert numbers_below("1, 0,1", 2) == [1, 0]
+    for text in ("2", "0,", "-1", "9" * 5000):
+        with pytest.raises(UsageError, match="--gpus: expected numbers from 0 to 1, got '"):
+            numbers_below(text, 2)
 
 
 @pytest.mark.parametrize("line", ["check --plugin nowhere.py", "check --plugin no_such_module"])
