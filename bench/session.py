@@ -3,7 +3,11 @@
 import argparse
 import os
 import shlex
+import sys
 from collections.abc import Sequence
+from contextlib import suppress
+from importlib.machinery import PathFinder
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -267,8 +271,27 @@ def records_path(arguments: argparse.Namespace) -> Path | None:
 
 
 def absolute(names: Sequence[str]) -> tuple[str, ...]:
-    """Plugins by absolute path, or by module name."""
-    return tuple(str(Path(name).resolve()) if name.endswith(".py") else name for name in names)
+    """Plugins by absolute path, or by a module name that workers find."""
+    return tuple(
+        str(Path(name).resolve()) if name.endswith(".py") else findable(name) for name in names
+    )
+
+
+def findable(name: str) -> str:
+    """A module's name; its file if it is found in the current folder, where no worker searches."""
+    here = os.getcwd()
+    top = name.partition(".")[0]
+    found = PathFinder.find_spec(top, [here])
+    if found is None or sys.path[0] not in ("", here):
+        return name
+    elsewhere = PathFinder.find_spec(top, sys.path[1:])
+    if elsewhere is not None and elsewhere.origin == found.origin:
+        return name
+    with suppress(ImportError, ValueError):  # loading it says what is wrong
+        spec = find_spec(name)
+        if spec is not None and spec.origin is not None and spec.origin.endswith(".py"):
+            return str(Path(spec.origin).resolve())
+    return name
 
 
 def command_line(given: Sequence[str]) -> str:
