@@ -2,12 +2,20 @@
 
 from collections.abc import Sequence
 
+DIGITS = 18  # of a number: it has 64 bits
+MOST = 100_000  # values of one range
+
 
 class AxisError(ValueError):
     """An axis that cannot be read: names the axis, what was expected, what came, what to do."""
 
     def __init__(self, axis: str, expected: str, got: str, remedy: str) -> None:
-        super().__init__(f"--{axis}: expected {expected}, got {got!r}; {remedy}")
+        super().__init__(f"--{axis}: expected {expected}, got {shortened(got)!r}; {remedy}")
+
+
+def shortened(text: str) -> str:
+    """A text as an error quotes it."""
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 HOW = "write numbers as 64,128, ranges as 512:16384:*2 (factor) or 1:9:+2 (step)"
@@ -31,6 +39,8 @@ def words(axis: str, text: str, allowed: Sequence[str]) -> tuple[str, ...]:
 
 
 def _number(axis: str, text: str) -> int:
+    if text.isdecimal() and len(text) > DIGITS:
+        raise AxisError(axis, f"numbers of at most {DIGITS} digits", text, HOW)
     if not text.isdecimal() or int(text) == 0:
         raise AxisError(axis, "positive whole numbers", text, HOW)
     return int(text)
@@ -47,6 +57,8 @@ def _range(axis: str, text: str) -> list[int]:
         raise AxisError(axis, "low:high with low <= high", text, "exchange the two")
     if by_factor and step < 2:
         raise AxisError(axis, "a factor of at least 2", text, HOW)
+    if not by_factor and (high - low) // step >= MOST:
+        raise AxisError(axis, f"ranges of at most {MOST} values", text, "take larger steps")
     found = [low]
     while (following := found[-1] * step if by_factor else found[-1] + step) <= high:
         found.append(following)

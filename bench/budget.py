@@ -5,9 +5,18 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
+from .records import UNREADABLE, typed
+
 FILE = "selftest.json"
 SENSITIVE = 0.001  # threshold when the question is what can be seen at all
 FOUND = 0.95  # of the comparisons, for a slowdown to count as detected
+
+
+class SelfTestError(ValueError):
+    """A file that is no self-test."""
+
+    def __init__(self, path: Path, reason: Exception) -> None:
+        super().__init__(f"{path}: not a self-test: {reason}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +44,8 @@ class Agreement:
     @classmethod
     def from_dict(cls, raw: dict[str, Any]) -> Self:
         """What asdict made of one."""
-        return cls(**raw | {"detected": [Detected(**each) for each in raw["detected"]]})
+        detected = [Detected(**typed(Detected, each)) for each in raw["detected"]]
+        return cls(**typed(cls, raw | {"detected": detected}))
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,20 +105,19 @@ class SelfTest:
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """What `write` wrote; raises ValueError for another file."""
+        """What `write` wrote; raises SelfTestError for another file."""
         try:
             raw = json.loads(path.read_text())
-            one = cls(**raw)
-            one.single = one.single and Agreement.from_dict(raw["single"])
-            one.repeated = one.repeated and Agreement.from_dict(raw["repeated"])
-            one.planted = [Planted(**each) for each in raw["planted"]]
-            one.traced = one.traced and Traced(**raw["traced"])
+            for name in ("single", "repeated"):
+                raw[name] = raw[name] and Agreement.from_dict(raw[name])
+            raw["planted"] = [Planted(**typed(Planted, each)) for each in raw["planted"]]
+            raw["traced"] = raw["traced"] and Traced(**typed(Traced, raw["traced"]))
             if raw["timer"] is not None:
-                waits = [Wait(**each) for each in raw["timer"]["waits"]]
-                one.timer = Timer(**raw["timer"] | {"waits": waits})
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"{path}: not a self-test: {error}") from error
-        return one
+                waits = [Wait(**typed(Wait, each)) for each in raw["timer"]["waits"]]
+                raw["timer"] = Timer(**typed(Timer, raw["timer"] | {"waits": waits}))
+            return cls(**typed(cls, raw))
+        except UNREADABLE as error:
+            raise SelfTestError(path, error) from error
 
     def write(self, path: Path) -> None:
         """As JSON."""

@@ -1,13 +1,14 @@
 """The command line. Nothing heavy is imported before a command runs: --help answers at once."""
 
 import argparse
+import math
 import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .axes import AxisError, numbers, words
+from .axes import DIGITS, AxisError, numbers, shortened, words
 from .presets import PRESETS, Contender, Match, Side, sides
 
 EPILOG = """examples:
@@ -79,6 +80,7 @@ WORDS: dict[str, tuple[str, tuple[str, ...]]] = {
     "norm": ("whether b and c are normalised by the op", ("rms", "normalised")),
     "initial-state": ("whether a prefill continues from a state", ("no", "yes")),
 }
+LONGEST_S = 1_000_000  # poll takes milliseconds in 32 bits
 OPTIONAL = (
     "z", "dt_bias", "b_norm", "c_norm", "b_bias", "c_bias", "d", "out_norm",
 )  # fmt: skip
@@ -120,7 +122,7 @@ def parser() -> argparse.ArgumentParser:
         "from them what differs between processes alone (1)",
     )
     sweep.add_argument(
-        "--budget", type=float, default=0.3, metavar="S", help="seconds measured per entry (0.3)"
+        "--budget", type=seconds, default=0.3, metavar="S", help="seconds measured per entry (0.3)"
     )
     _tune_options(commands)
     why = add("why", "which backend and config run a problem on a GPU, and why these")
@@ -139,7 +141,7 @@ def parser() -> argparse.ArgumentParser:
         "--repeat", type=positive, default=5, metavar="K", help="fresh processes to compare (5)"
     )
     selftest.add_argument(
-        "--budget", type=float, default=0.3, metavar="S", help="seconds measured per entry (0.3)"
+        "--budget", type=seconds, default=0.3, metavar="S", help="seconds measured per entry (0.3)"
     )
     _compare_options(commands)
     report = add("report", "tables, plots and one page from record files")
@@ -162,7 +164,7 @@ def _tune_options(commands: Any) -> None:
     group = tune.add_argument_group("tuning")
     group.add_argument(
         "--budget",
-        type=float,
+        type=seconds,
         default=0.02,
         metavar="S",
         help="seconds measured per candidate in the first of four laps; each doubles it (0.02)",
@@ -263,9 +265,24 @@ def share(text: str) -> float:
 
 def positive(text: str) -> int:
     """A whole number of at least 1."""
-    if not text.isdecimal() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
+    if not text.isdecimal() or len(text) > DIGITS or int(text) == 0:
+        raise argparse.ArgumentTypeError(
+            f"expected a whole number of at least 1, got {shortened(text)!r}"
+        )
     return int(text)
+
+
+def seconds(text: str) -> float:
+    """A time that is more than nothing, and that a process can wait for."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value <= LONGEST_S:
+        raise argparse.ArgumentTypeError(
+            f"expected seconds, more than 0 and at most {LONGEST_S}, got {shortened(text)!r}"
+        )
+    return value
 
 
 def _grid_options(command: argparse.ArgumentParser) -> None:
@@ -306,7 +323,11 @@ def _run_options(command: argparse.ArgumentParser, out: str | None) -> None:
     run.add_argument("--seed", type=int, default=0, help="of inputs and of the rows verified (0)")
     run.add_argument("--retry", action="store_true", help="run again what failed before")
     run.add_argument(
-        "--timeout", type=float, default=300.0, metavar="S", help="longest stage of an entry (300)"
+        "--timeout",
+        type=seconds,
+        default=300.0,
+        metavar="S",
+        help="longest stage of an entry (300)",
     )
     run.add_argument("--device", choices=("cuda", "cpu"), help="by default cuda if there is one")
     run.add_argument(

@@ -14,12 +14,13 @@ from ..kernels import registry
 from ..kernels.errors import OptionError
 from ..kernels.family import ops
 from . import doctor, peers, plugins, quick, selftest, show, tune, why
+from .budget import SelfTestError
 from .compare import CASES, PASSING, Asked, Case
 from .compare import compare as compare_runs
 from .grid import Axes, problems
 from .jobs import Job, Kind, Settings
 from .ledger import RunError
-from .records import Row
+from .records import RecordError, Row
 from .report import comparison_text, show_comparison, show_report, write_report
 from .session import (
     NOTHING,
@@ -69,7 +70,7 @@ def run(arguments: argparse.Namespace, given: Sequence[str]) -> int:
                 return selftest.run(page, arguments, given)
             case _:
                 return measure(page, arguments, given)
-    except OptionError as error:
+    except (OptionError, RecordError, SelfTestError) as error:
         raise UsageError(str(error)) from error
     except (RunError, ImportError, OSError) as error:  # OSError: a folder that cannot be written
         page.print(f"[bold red]error[/]: {escape(str(error))}", soft_wrap=True)

@@ -3,13 +3,14 @@
 import hashlib
 import importlib.util
 import json
+import os
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from .. import kernels, reference
-from ..kernels import registry
+from ..kernels import lookup, registry
 from ..kernels.family import FAMILIES
 from ..kernels.problem import OpName
 from ..kernels.registry import MODULES, module_name
@@ -46,6 +47,8 @@ def key(entry: Entry, settings: Settings, environment: dict[str, Any]) -> str:
         "kind": settings.kind,
         "repeat": entry.repeat,
     }
+    if entry.config is None and (tuned := os.environ.get(lookup.VARIABLE)):
+        parts["tuned"] = tuned_hash(tuned)
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:20]
 
 
@@ -73,6 +76,12 @@ def source_hash(op: OpName, backend: str, plugins: tuple[str, ...], choosing: bo
     if choosing:
         files += list((tops[0] / "tuned").glob("*.json"))
     return _hash({*files, *(path for name in plugins if (path := source_file(name)))})
+
+
+@cache
+def tuned_hash(named: str) -> str:
+    """What the variable for tuned configs names: `off`, or the hash of a folder's files."""
+    return named if named == "off" else _hash(Path(named).glob("*.json"))
 
 
 def source_file(plugin: str) -> Path | None:

@@ -9,8 +9,10 @@ import json
 import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, Self, get_args
+from types import UnionType
+from typing import Any, BinaryIO, Literal, Self, get_args, get_origin, get_type_hints
 
 Status = Literal[
     "ok",  # right, and timed unless the run was a check only
@@ -22,6 +24,13 @@ Status = Literal[
     "wrong",
 ]
 TIMED: tuple[Status, ...] = ("ok", "inaccurate")
+
+
+class RecordError(ValueError):
+    """A line of a record file that is no record."""
+
+    def __init__(self, path: Path, line: int, reason: Exception) -> None:
+        super().__init__(f"{path}:{line}: not a record: {reason}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +61,7 @@ class Samples:
     @classmethod
     def from_dict(cls, raw: dict[str, Any]) -> Self:
         """The samples of one record."""
-        return cls(**raw | {"values": tuple(raw.get("values", ()))})
+        return cls(**typed(cls, raw | {"values": tuple(raw.get("values", ()))}))
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,19 +118,45 @@ class Row:
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """The row of one line."""
+        """The row of one line; raises one of UNREADABLE."""
         raw = json.loads(text)
-        raw["errors"] = {name: Error(**error) for name, error in raw["errors"].items()}
+        errors = raw["errors"].items()
+        raw["errors"] = {name: Error(**typed(Error, error)) for name, error in errors}
         if raw["times"] is not None:
             times = raw["times"]
             for name in ("cold", "warm", "host"):
                 times[name] = times[name] and Samples.from_dict(times[name])
-            raw["times"] = Times(**times)
-        return cls(**raw)
+            raw["times"] = Times(**typed(Times, times))
+        return cls(**typed(cls, raw))
 
     def to_json(self) -> str:
         """One line, without its newline."""
         return json.dumps(asdict(self), sort_keys=True)
+
+
+UNREADABLE = (ValueError, TypeError, KeyError, AttributeError)
+
+
+def typed(cls: type, raw: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a dataclass as they are; raises TypeError for one of another type."""
+    for name, kinds in _kinds(cls).items():
+        if name in raw and not isinstance(raw[name], kinds):
+            names = " or ".join(kind.__name__ for kind in kinds)
+            raise TypeError(f"{name}: expected {names}, got {type(raw[name]).__name__}")
+    return raw
+
+
+@cache
+def _kinds(cls: type) -> dict[str, tuple[type, ...]]:
+    """What each field may be; a float may be whole, and words are judged elsewhere."""
+    found = {}
+    for name, hint in get_type_hints(cls).items():
+        parts = get_args(hint) if isinstance(hint, UnionType) else (hint,)
+        kinds = [get_origin(part) or part for part in parts]
+        found[name] = tuple(str if kind is Literal else kind for kind in kinds)
+        if float in kinds:
+            found[name] += (int,)
+    return found
 
 
 def append(path: Path, row: Row) -> None:
@@ -138,7 +173,7 @@ def append(path: Path, row: Row) -> None:
             try:
                 Row.from_json(tail.decode())
                 line = b"\n" + line
-            except (ValueError, TypeError, KeyError):
+            except UNREADABLE:
                 file.truncate(file.seek(0, os.SEEK_END) - len(tail))
         file.write(line)
         file.flush()
@@ -158,7 +193,10 @@ def _torn_tail(file: BinaryIO) -> bytes:
 
 
 def read(paths: Iterable[Path]) -> list[Row]:
-    """Every whole row of some files, in order; a last line cut off by a crash is left out."""
+    """Every whole row of some files, in order; a last line cut off by a crash is left out.
+
+    Raises RecordError for any other line that is none.
+    """
     rows = []
     for path in paths:
         lines = path.read_bytes().split(b"\n")
@@ -167,7 +205,7 @@ def read(paths: Iterable[Path]) -> list[Row]:
                 continue
             try:
                 rows.append(Row.from_json(line.decode()))
-            except (ValueError, TypeError, KeyError) as error:
+            except UNREADABLE as error:
                 if number < len(lines):
-                    raise ValueError(f"{path}:{number}: not a record: {error}") from error
+                    raise RecordError(path, number, error) from error
     return rows

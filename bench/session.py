@@ -3,7 +3,11 @@
 import argparse
 import os
 import shlex
+import sys
 from collections.abc import Sequence
+from contextlib import suppress
+from importlib.machinery import PathFinder
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +20,7 @@ from ..kernels.problem import OpName
 from ..kernels.registry import config_dict
 from . import show
 from .ahead import compile_ahead, rehearse
+from .axes import DIGITS, shortened
 from .grid import Axes, problems
 from .jobs import Entry, Job, Kind, Settings
 from .ledger import FAILED, Outcome, Slot
@@ -48,9 +53,25 @@ def make_jobs(points: Sequence[Sequence[Side]], asked: str | None) -> list[Job]:
             entries += [Entry(problem, name) for problem in grid for name in names]
         if entries:
             jobs.append(Job(tuple(dict.fromkeys(entries))))
+    refuse_unknown(points, asked)
     if not jobs:
         raise UsageError(f"--backend: nobody of {asked} is in this grid")
     return list(dict.fromkeys(jobs))
+
+
+def refuse_unknown(points: Sequence[Sequence[Side]], asked: str | None) -> None:
+    """Raise UsageError for a backend asked for that no op of a grid has."""
+    ops = dict.fromkeys(side.op for sides in points for side in sides)
+    known = dict.fromkeys(name for op in ops for name in registry.backends(op))
+    for name in names_in(asked) if asked is not None and known else ():
+        if name not in known:
+            there = ", ".join(known)
+            raise UsageError(f"--backend: no op of this grid has {name!r}; there are {there}")
+
+
+def names_in(text: str) -> tuple[str, ...]:
+    """The names of a list with commas, each once."""
+    return tuple(dict.fromkeys(part.strip() for part in text.split(",")))
 
 
 def backends_of(side: Side, asked: str | None, *, alone: bool) -> tuple[str, ...]:
@@ -59,8 +80,7 @@ def backends_of(side: Side, asked: str | None, *, alone: bool) -> tuple[str, ...
         return choose_backends(side.op, asked)
     known = registry.backends(side.op)
     if asked is not None:
-        names = [part.strip() for part in asked.split(",")]
-        return tuple(dict.fromkeys(name for name in names if name in known))
+        return tuple(name for name in names_in(asked) if name in known)
     ours = [
         name
         for name in known
@@ -101,7 +121,7 @@ def choose_backends(op: OpName, asked: str | None) -> tuple[str, ...]:
         if ours == ["torch"]:
             ours = [name for name in known if name != "reference"]
         return tuple(name for name in ours if registry.unavailable(op, name) is None)
-    names = tuple(dict.fromkeys(part.strip() for part in asked.split(",")))
+    names = names_in(asked)
     for name in names:
         if name not in known:
             raise UsageError(f"--backend: {op} has no {name!r}; there are {', '.join(known)}")
@@ -194,9 +214,9 @@ def numbers_below(text: str, count: int) -> list[int]:
     """GPUs by their number among the visible ones, each once; raises UsageError."""
     found = []
     for part in text.split(","):
-        if not part.strip().isdecimal() or int(part) >= count:
+        if not part.strip().isdecimal() or len(part) > DIGITS or int(part) >= count:
             raise UsageError(
-                f"--gpus: expected numbers from 0 to {count - 1}, got {part.strip()!r}; "
+                f"--gpus: expected numbers from 0 to {count - 1}, got {shortened(part.strip())!r}; "
                 "`mamba3-bench doctor` lists them"
             )
         found.append(int(part))
@@ -251,8 +271,27 @@ def records_path(arguments: argparse.Namespace) -> Path | None:
 
 
 def absolute(names: Sequence[str]) -> tuple[str, ...]:
-    """Plugins by absolute path, or by module name."""
-    return tuple(str(Path(name).resolve()) if name.endswith(".py") else name for name in names)
+    """Plugins by absolute path, or by a module name that workers find."""
+    return tuple(
+        str(Path(name).resolve()) if name.endswith(".py") else findable(name) for name in names
+    )
+
+
+def findable(name: str) -> str:
+    """A module's name; its file if it is found in the current folder, where no worker searches."""
+    here = os.getcwd()
+    top = name.partition(".")[0]
+    found = PathFinder.find_spec(top, [here])
+    if found is None or sys.path[0] not in ("", here):
+        return name
+    elsewhere = PathFinder.find_spec(top, sys.path[1:])
+    if elsewhere is not None and elsewhere.origin == found.origin:
+        return name
+    with suppress(ImportError, ValueError):  # loading it says what is wrong
+        spec = find_spec(name)
+        if spec is not None and spec.origin is not None and spec.origin.endswith(".py"):
+            return str(Path(spec.origin).resolve())
+    return name
 
 
 def command_line(given: Sequence[str]) -> str:

@@ -48,9 +48,11 @@ def write(record_paths: list[Path], out: Path) -> list[Path]:
 
     table.md holds every row, NAME.csv and NAME.parquet each table, figures/ each figure as PNG and
     SVG, and index.html all of it, with the self-test that lies beside the records. Raises
-    NoRecordsError without rows, ValueError for a line that is none.
+    NoRecordsError without rows, ValueError for a line or a self-test that is none; then nothing is
+    written.
     """
     rows, table = _load(record_paths)
+    selftests = found(record_paths)
     out.mkdir(parents=True, exist_ok=True)
     written = [out / "table.md"]
     written[0].write_text(_markdown(rows, table))
@@ -71,7 +73,7 @@ def write(record_paths: list[Path], out: Path) -> list[Path]:
     ]
     figures = [(drawing, save(drawing, out / "figures")) for drawing in drawings]
     index = out / "index.html"
-    index.write_text(page(rows, table, figures, found(record_paths)), encoding="utf-8")
+    index.write_text(page(rows, table, figures, selftests), encoding="utf-8")
     return [*written, *(path for _, files in figures for path in files), index]
 
 

@@ -9,7 +9,7 @@ from .machines import source
 
 
 def found(record_paths: Iterable[Path]) -> list[SelfTest]:
-    """The self-tests that lie beside some record files; raises ValueError for a broken one."""
+    """The self-tests that lie beside some record files; raises SelfTestError for a broken one."""
     paths = dict.fromkeys(path.with_name(budget.FILE) for path in record_paths)
     return [SelfTest.read(path) for path in paths if path.is_file()]
 

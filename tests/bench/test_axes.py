@@ -56,6 +56,10 @@ def test_ranges_stay_between_their_ends(low, high, step):
         ("1:8:*1", "a factor of at least 2"),
         ("1:8:+0", "positive whole numbers, got '0'"),
         ("1:8:*", "positive whole numbers, got ''"),
+        ("9" * 5000, "numbers of at most 18 digits, got '99"),
+        (f"1:{'9' * 19}:*2", "numbers of at most 18 digits"),
+        ("1:1000000000:+1", "ranges of at most 100000 values, got '1:1000000000:+1'; take larger"),
+        ("1:100001:+1", "ranges of at most 100000 values"),
     ],
 )
 def test_numbers_that_cannot_be_read(text, why):
@@ -64,6 +68,13 @@ def test_numbers_that_cannot_be_read(text, why):
         numbers("head-size", text)
     assert str(caught.value).startswith("--head-size: expected ")
     assert why in str(caught.value)
+    assert len(str(caught.value)) < 250
+
+
+def test_the_longest_range():
+    """By steps it may have as many values as are allowed; by factors it is never long."""
+    assert len(numbers("batch", "1:100000:+1")) == 100_000
+    assert len(numbers("batch", f"1:{'9' * 18}:*2")) == 60
 
 
 def test_words():

@@ -9,7 +9,7 @@ from mamba3_bench.bench import peers
 from mamba3_bench.bench.cli import NUMBERS, OPS, OPTIONAL, WORDS, main, parser, read_sides
 from mamba3_bench.bench.grid import Axes
 from mamba3_bench.bench.presets import ORDER, PRESETS
-from mamba3_bench.bench.session import UsageError, make_jobs
+from mamba3_bench.bench.session import UsageError, make_jobs, numbers_below
 from mamba3_bench.kernels.family import DTYPES, ops
 from mamba3_bench.kernels.problem import OPTIONAL as KNOWN
 
@@ -50,6 +50,10 @@ def test_help_imports_nothing_heavy():
             "prefill has no 'torhc'; there are triton, tilelang, torch, reference",
         ),
         ("check --op decode --backend triton,cuda", "there are"),
+        (
+            "check --op prefill,decode --backend torch,tirton",
+            "--backend: no op of this grid has 'tirton'; there are triton, tilelang, torch",
+        ),
         ("check --dtype fp8", "--dtype: expected words out of bf16, fp16, fp32, tf32, got 'fp8'"),
         ("check --state 0", "--state: expected positive whole numbers, got '0'"),
         ("check --state 6", "--state: expected multiples of 4, got 6"),
@@ -59,6 +63,34 @@ def test_help_imports_nothing_heavy():
         ("check --preset h200", "invalid choice: 'h200'"),
         ("check --op decode,prefil", "--op: expected words out of prefill, decode, mamba2.prefill"),
         ("check --op gdn.decode --rank 4", "--rank: gdn.decode has no such axis"),
+        (
+            "check --timeout 0",
+            "--timeout: expected seconds, more than 0 and at most 1000000, got '0'",
+        ),
+        (
+            "sweep --timeout=-3",
+            "--timeout: expected seconds, more than 0 and at most 1000000, got '-3'",
+        ),
+        ("check --timeout 1e9", "at most 1000000, got '1e9'"),
+        (
+            "sweep --timeout nan",
+            "--timeout: expected seconds, more than 0 and at most 1000000, got 'nan'",
+        ),
+        (
+            "sweep --budget 0",
+            "--budget: expected seconds, more than 0 and at most 1000000, got '0'",
+        ),
+        (
+            "tune --budget=-1",
+            "--budget: expected seconds, more than 0 and at most 1000000, got '-1'",
+        ),
+        (
+            "selftest --budget inf",
+            "--budget: expected seconds, more than 0 and at most 1000000, got 'inf'",
+        ),
+        (f"sweep --repeat {'9' * 5000}", "--repeat: expected a whole number of at least 1, got"),
+        (f"check --batch {'9' * 5000}", "--batch: expected numbers of at most 18 digits, got"),
+        ("check --batch 1:1000000000:+1", "--batch: expected ranges of at most 100000 values"),
         ("check --colour red", "unrecognized arguments: --colour red"),
         ("report nowhere.jsonl", "no such record file: nowhere.jsonl"),
         ("report /dev/null", "no such record file: /dev/null"),
@@ -77,6 +109,14 @@ def test_bad_arguments(line, says, capsys, monkeypatch):
     assert says in capsys.readouterr().err
 
 
+def test_gpus_by_number():
+    """Each once; what is no number of one is told the range, however long it is."""
+    assert numbers_below("1, 0,1", 2) == [1, 0]
+    for text in ("2", "0,", "-1", "9" * 5000):
+        with pytest.raises(UsageError, match="--gpus: expected numbers from 0 to 1, got '"):
+            numbers_below(text, 2)
+
+
 @pytest.mark.parametrize("line", ["check --plugin nowhere.py", "check --plugin no_such_module"])
 def test_missing_plugin(line, capsys):
     """One line and exit code 1, no traceback."""
@@ -93,6 +133,24 @@ def test_a_folder_that_cannot_be_made(command, tmp_path, capsys):
     line = [command, "--out", str(tmp_path / "file" / "out"), "--device", "cpu"]
     assert main([*line, "--backend", "torch"]) == 1
     assert "error: " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "report {0}/records.jsonl",
+        "compare {0} {0}",
+        "tune --replay {0}/records.jsonl --out {0}",
+        "check --backend torch --length 4 --device cpu --out {0}",
+    ],
+)
+def test_a_broken_record(line, tmp_path, capsys):
+    """Exit code 2 with file and line, whoever reads it: a run that would resume, too."""
+    (tmp_path / "records.jsonl").write_text('{"errors": []}\n')
+    with pytest.raises(SystemExit) as end:
+        main(line.format(tmp_path).split())
+    assert end.value.code == 2
+    assert f"{tmp_path}/records.jsonl:1: not a record" in capsys.readouterr().err
 
 
 def jobs(line):
@@ -164,13 +222,13 @@ def test_an_op_alone_leaves_out_axes_of_its_preset(known_rivals):
 
 
 def test_a_preset_is_narrowed_by_op_and_backend(known_rivals):
-    """An op leaves its contenders, a backend itself; nobody left is an error."""
+    """An op leaves its contenders, a backend itself; a name nobody has is an error."""
     found = jobs("sweep --preset paper --op mamba2.decode --backend mamba_ssm")
     assert {(e.problem.op, e.backend) for job in found for e in job.entries} == {
         ("mamba2.decode", "mamba_ssm")
     }
-    with pytest.raises(UsageError, match="nobody of nobody"):
-        jobs("sweep --preset paper --backend nobody")
+    with pytest.raises(UsageError, match="no op of this grid has 'nobody'; there are"):
+        jobs("sweep --preset paper --backend mamba_ssm,nobody")
 
 
 def test_several_ops_meet_on_one_grid(known_rivals):

@@ -7,6 +7,7 @@ import torch
 
 from mamba3_bench.bench import hardware, keys
 from mamba3_bench.bench.jobs import Entry, Settings
+from mamba3_bench.kernels import lookup
 from mamba3_bench.kernels.problem import Options, Problem
 
 PROBLEM = Problem("prefill", 2, 64, 4, 2, 32, 16, 1, 4, torch.bfloat16, torch.float32)
@@ -62,6 +63,24 @@ def test_another_config_backend_kind_or_seed():
         key(settings=replace(SETTINGS, kind="check")),
     ]
     assert len({key(), *others}) == 6
+
+
+def test_tuned_configs_count_where_no_config_is_named(tmp_path, monkeypatch):
+    """Where they come from is `off`, or what is in a folder; an empty variable is none."""
+    chosen = Entry(PROBLEM, "triton")
+    monkeypatch.delenv(lookup.VARIABLE, raising=False)
+    named, found = key(), [key(entry=chosen)]
+    for name, text in (("a", "1"), ("b", "2"), ("same", "2")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "H100.json").write_text(text)
+    for value in ("off", *(str(tmp_path / name) for name in ("a", "b", "same"))):
+        monkeypatch.setenv(lookup.VARIABLE, value)
+        found.append(key(entry=chosen))
+        assert key() == named
+    assert len(set(found)) == 4
+    assert found[-1] == found[-2]
+    monkeypatch.setenv(lookup.VARIABLE, "")
+    assert key(entry=chosen) == found[0]
 
 
 @pytest.mark.parametrize("name", hardware.IDENTITY)

@@ -119,3 +119,24 @@ def test_a_broken_line_inside_is_an_error(path):
     path.write_bytes(lines[0] + b"{}\n" + lines[1])
     with pytest.raises(ValueError, match=r"records\.jsonl:2: not a record"):
         records.read([path])
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "says"),
+    [
+        ("errors", [], "'list' object has no attribute 'items'"),
+        ("errors", {"y": {"l2": "?", "l2_bound": 1, "largest": 1, "largest_bound": 1}}, "l2: exp"),
+        ("times", 3, "not subscriptable"),
+        ("problem", [], "problem: expected dict, got list"),
+        ("key", [], "key: expected str, got list"),
+        ("bytes", "many", "bytes: expected int, got str"),
+        ("compile_s", {}, "compile_s: expected float or NoneType or int, got dict"),
+    ],
+)
+def test_a_field_of_another_type_is_an_error(path, field, value, says):
+    """Found where the file is read, and not where the field is first used."""
+    path.parent.mkdir()
+    path.write_text(json.dumps(json.loads(make_row().to_json()) | {field: value}) + "\n")
+    with pytest.raises(records.RecordError, match=r"records\.jsonl:1: not a record: ") as caught:
+        records.read([path])
+    assert says in str(caught.value)

@@ -14,7 +14,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from mamba3_bench.bench.budget import SelfTest
+from mamba3_bench.bench.budget import SelfTest, SelfTestError
 from mamba3_bench.bench.records import Error, Status
 from mamba3_bench.reports import latency as latency_module
 from mamba3_bench.reports.accuracy import accuracy
@@ -338,6 +338,22 @@ def test_a_self_test_beside_the_records_is_on_the_page(make_row, record, tmp_pat
     for said in ("What the harness itself gets wrong", "Made-up GPU, 2026-01-02, commit 0123456789",
                  "1.250 to 1.500 us", "CUPTI: not done", "no permission"):  # fmt: skip
         assert said in text
-    path.with_name("selftest.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"selftest.json: not a self-test"):
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [b"{}", b"", b"[1]", b'{"environment": {}', b"\xff", {"between_sd": "x"}, {"planted": 1}],
+)
+def test_a_broken_self_test_is_named_and_nothing_written(
+    make_row, record, tmp_path: Path, broken: bytes | dict[str, object]
+) -> None:
+    """Cut off, empty, or with a field of another type: no report is left half-way."""
+    path = record([make_row(cold=12.5)])
+    place = path.with_name("selftest.json")
+    SelfTest({}).write(place)
+    if isinstance(broken, dict):
+        broken = json.dumps(json.loads(place.read_text()) | broken).encode()
+    place.write_bytes(broken)
+    with pytest.raises(SelfTestError, match=r"selftest.json: not a self-test"):
         write([path], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
