@@ -39,11 +39,17 @@ def words(axis: str, text: str, allowed: Sequence[str]) -> tuple[str, ...]:
 
 
 def _number(axis: str, text: str) -> int:
-    if text.isdecimal() and len(text) > DIGITS:
+    value = whole(text)
+    if value is None and text.isdecimal():
         raise AxisError(axis, f"numbers of at most {DIGITS} digits", text, HOW)
-    if not text.isdecimal() or int(text) == 0:
+    if not value:
         raise AxisError(axis, "positive whole numbers", text, HOW)
-    return int(text)
+    return value
+
+
+def whole(text: str) -> int | None:
+    """The whole number that a text is; None if it is none, or has more than DIGITS digits."""
+    return int(text) if text.isdecimal() and len(text) <= DIGITS else None
 
 
 def _range(axis: str, text: str) -> list[int]:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .axes import DIGITS, AxisError, numbers, shortened, words
+from .axes import AxisError, numbers, shortened, whole, words
 from .presets import PRESETS, Contender, Match, Side, sides
 
 EPILOG = """examples:
@@ -265,11 +265,12 @@ def share(text: str) -> float:
 
 def positive(text: str) -> int:
     """A whole number of at least 1."""
-    if not text.isdecimal() or len(text) > DIGITS or int(text) == 0:
+    value = whole(text)
+    if not value:
         raise argparse.ArgumentTypeError(
             f"expected a whole number of at least 1, got {shortened(text)!r}"
         )
-    return int(text)
+    return value
 
 
 def seconds(text: str) -> float:

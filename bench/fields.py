@@ -136,6 +136,10 @@ class Candidate:
         row = self.row(repeat)
         return None if row is None or row.times is None else row.times.cold or row.times.warm
 
+    def complete(self, processes: Sequence[int]) -> bool:
+        """Whether there are confirming processes, and it has times of each."""
+        return bool(processes) and all(self.samples(repeat) for repeat in processes)
+
 
 def beyond(resources: Sequence[dict[str, Any]], limits: dict[str, Any]) -> str:
     """Which limit of a device some kernels exceed, in words; empty for none."""
@@ -206,21 +210,12 @@ class Field:
     def unfinished(self) -> list[Candidate]:
         """The finalists that lack a process of the confirmation."""
         here = self.processes
-        return [
-            one
-            for one in self.finalists
-            if not here or not all(one.samples(repeat) for repeat in here)
-        ]
+        return [one for one in self.finalists if not one.complete(here)]
 
     def confirmed(self) -> list[Candidate]:
         """Who is right in every row and has times of every confirming process."""
-        return [
-            one
-            for one in self.candidates
-            if one.outcome == "correct"
-            and self.processes
-            and all(one.samples(repeat) for repeat in self.processes)
-        ]
+        here = self.processes
+        return [one for one in self.candidates if one.outcome == "correct" and one.complete(here)]
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ import argparse
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from importlib.machinery import PathFinder
 from importlib.util import find_spec
@@ -20,7 +20,7 @@ from ..kernels.problem import OpName
 from ..kernels.registry import config_dict
 from . import show
 from .ahead import compile_ahead, rehearse
-from .axes import DIGITS, shortened
+from .axes import shortened, whole
 from .grid import Axes, problems
 from .jobs import Entry, Job, Kind, Settings
 from .ledger import FAILED, Outcome, Slot
@@ -46,8 +46,7 @@ def make_jobs(points: Sequence[Sequence[Side]], asked: str | None) -> list[Job]:
         for side in sides:
             unknown = side.typed - set(family(side.op).axes) - {"optional"}
             if len(sides) == 1 and unknown:
-                typed = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(unknown))
-                raise UsageError(f"{typed}: {side.op} has no such axis; leave it out")
+                raise UsageError(f"{as_typed(unknown)}: {side.op} has no such axis; leave it out")
             names = backends_of(side, asked, alone=len(sides) == 1)
             grid = problems(Axes(op=side.op, **side.axes))
             entries += [Entry(problem, name) for problem in grid for name in names]
@@ -57,6 +56,11 @@ def make_jobs(points: Sequence[Sequence[Side]], asked: str | None) -> list[Job]:
     if not jobs:
         raise UsageError(f"--backend: nobody of {asked} is in this grid")
     return list(dict.fromkeys(jobs))
+
+
+def as_typed(axes: Iterable[str]) -> str:
+    """Names of axes as they are on the command line."""
+    return ", ".join(f"--{name.replace('_', '-')}" for name in sorted(axes))
 
 
 def refuse_unknown(points: Sequence[Sequence[Side]], asked: str | None) -> None:
@@ -213,13 +217,14 @@ def make_slots(device: torch.device, kind: Kind, gpus: str | None = None) -> lis
 def numbers_below(text: str, count: int) -> list[int]:
     """GPUs by their number among the visible ones, each once; raises UsageError."""
     found = []
-    for part in text.split(","):
-        if not part.strip().isdecimal() or len(part) > DIGITS or int(part) >= count:
+    for part in names_in(text):
+        number = whole(part)
+        if number is None or number >= count:
             raise UsageError(
-                f"--gpus: expected numbers from 0 to {count - 1}, got {shortened(part.strip())!r}; "
+                f"--gpus: expected numbers from 0 to {count - 1}, got {shortened(part)!r}; "
                 "`mamba3-bench doctor` lists them"
             )
-        found.append(int(part))
+        found.append(number)
     return list(dict.fromkeys(found))
 
 

@@ -41,6 +41,7 @@ from .session import (
     WRONG,
     UsageError,
     absolute,
+    as_typed,
     command_line,
     conclude,
     device_of,
@@ -60,7 +61,7 @@ def run(page: Console, arguments: argparse.Namespace, given: Sequence[str]) -> i
             raise UsageError(f"no such record file: {', '.join(missing)}")
         typed = {name for sides in arguments.sides for side in sides for name in side.typed}
         if typed:
-            names = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(typed))
+            names = as_typed(typed)
             raise UsageError(f"{names}: --replay decides all that is recorded; leave it out")
         return present(page, records.read(arguments.replay), arguments)
     plugins.load(arguments.plugin)
