@@ -20,7 +20,6 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
-from ..kernels.toolchain import source_hash
 from . import estimate
 from .estimate import Estimate, Noise, Point
 from .hardware import identity
@@ -28,7 +27,6 @@ from .race import EQUAL, UNDECIDED
 from .records import TIMED, Row, Samples, Status
 
 CONFIDENCE = 0.99
-NO_SOURCE = source_hash("")  # of a kernel whose file is not known
 REGISTERS = 65536  # of a block, on every GPU since 2014
 KNOB = re.compile(r"(?<!\S)([^\s=]+)=([+-]?\d+)(?!\S)")  # in the name of a candidate
 # What became of a candidate, in the words of the T4 format for tuning results.
@@ -364,15 +362,12 @@ def _by_gpu(rows: Sequence[Row]) -> list[list[Row]]:
 
 def _field(rows: Sequence[Row], device: dict[str, Any] | None) -> Field:
     """One field from the rows of one problem, backend and GPU."""
-    # a parent that has not loaded a plugin writes the row of a worker that died without its source
-    known = [row for row in rows if row.source != NO_SOURCE] or list(rows)
-    measured = [row for row in known if row.kind != "resources"]
-    latest = max(measured or known, key=lambda row: str(row.environment.get("date")))
+    measured = [row for row in rows if row.kind != "resources"]
+    latest = max(measured or rows, key=lambda row: str(row.environment.get("date")))
     kept = [
         row
         for row in rows
-        if row.source in (latest.source, NO_SOURCE)
-        and (row.kind == "resources" or _made(row) == _made(latest))
+        if row.source == latest.source and (row.kind == "resources" or _made(row) == _made(latest))
     ]
     limits = device or next((row.environment for row in kept if row.kind == "tune"), {})
     candidates: dict[str, Candidate] = {}

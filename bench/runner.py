@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..kernels.registry import INTERPRETERS
+from . import plugins
 from .jobs import Done, Entry, Expect, Finished, Hello, Job, Message, Settings, Stage, Start
 from .ledger import Ledger, Observer, Outcome, RunError, Slot, check_alike, locked
 from .process import Process
@@ -94,7 +95,10 @@ class Runner:
         return self.outcome
 
     def open(self) -> dict[str, Any]:
-        """Start the first worker; returns its environment. Raises RunError if it does not start."""
+        """Start the first worker; returns its environment. Raises RunError if it does not start,
+        and ImportError for a plugin: it is loaded here too, since a row has its kernel's source.
+        """
+        plugins.load(self.settings.plugins)
         self._start(self.seats[0])
         while not self.seats[0].greeted:
             self._turn()

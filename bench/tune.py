@@ -34,6 +34,7 @@ from .jobs import Entry, Job, Place, Settings
 from .ledger import Outcome
 from .records import Row
 from .report import write_tuning
+from .rows import explain
 from .runner import Runner
 from .session import (
     NOTHING,
@@ -124,7 +125,11 @@ def candidates(
     if refusal is not None:
         return f"{backend} {problem.op}: {refusal}"
     named: dict[Config, list[str]] = {}
-    for name, config in registry.get(problem.op, backend).candidates(problem, device).items():
+    try:
+        found = registry.get(problem.op, backend).candidates(problem, device)
+    except Exception as error:
+        return f"{backend} {problem.op}: its space: {explain(error)[1]}"
+    for name, config in found.items():
         named.setdefault(config, []).append(name)
     if len(named) < 2:
         return f"{backend} {problem.op}: it has one config"

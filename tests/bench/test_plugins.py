@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from mamba3_bench.bench import peers, plugins
+from mamba3_bench.bench import plugins
 from mamba3_bench.bench.cli import main
 from mamba3_bench.bench.session import absolute
 from mamba3_bench.kernels import registry
@@ -18,16 +18,11 @@ registry.implements("prefill", {name!r}, supports=own.supports, configs=own.conf
 
 
 @pytest.fixture(autouse=True)
-def forgotten(monkeypatch):
-    """What a plugin adds ends with its test, and nothing else does."""
-    peers.register()
-    registry.get("prefill", "torch")
-    for known in ("_registered", "_added", "_rivals"):
-        monkeypatch.setattr(registry, known, dict(getattr(registry, known)))
+def unloaded():
+    """Each test has a `mine` of its own."""
     yield
     for name in [name for name in sys.modules if name.endswith("mine") or "plugin_mine" in name]:
         del sys.modules[name]
-    registry.unavailable.cache_clear()
 
 
 def write(path, text):
@@ -85,3 +80,12 @@ def test_a_module_found_elsewhere_too(tmp_path, monkeypatch):
     assert absolute(["mine"]) == ("mine",)
     monkeypatch.setattr(sys, "path", [str(tmp_path), str(tmp_path / "other"), *sys.path[3:]])
     assert absolute(["mine"]) == (str(tmp_path / "mine.py"),)
+
+
+def test_a_plugin_without_a_space(tmp_path, capsys):
+    """Whose configs raise is left out of a tuning, by name, and not in a traceback."""
+    broken = MINE.replace("configs=own.configs", "configs=lambda problem, device: 1 / 0")
+    name = write(tmp_path / "mine.py", broken.format(name="broken"))
+    assert main(["tune", "--plugin", name, "--backend", "broken", "--device", "cpu"]) == 3
+    out = capsys.readouterr().out
+    assert "broken prefill: its space: ZeroDivisionError: division by zero" in " ".join(out.split())
