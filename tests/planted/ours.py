@@ -1,18 +1,22 @@
-"""The faults of steps.py in our decode step, as a plugin: the real Triton kernel, and a fault.
+"""The faults of steps.py in kernels of the suite, as a plugin: a real kernel, and a fault.
 
 The default runs the kernel many times on copies before it runs it once for good, so that each fault
 is faster than it. `race` changes y and changes it back without an atomic operation; `out_of_bounds`
-writes past a slice of the layer's projection; the others are as their names say.
+writes past a slice of the layer's projection; the others are as their names say. What is done
+beside the kernel is done in its DSL.
 """
 
+import importlib
+import sys
 from dataclasses import dataclass, replace
-
-import triton
-import triton.language as tl
+from functools import partial
+from pathlib import Path
 
 from mamba3_bench.kernels import registry
-from mamba3_bench.kernels.triton import decode
 
+sys.path.append(str(Path(__file__).parent))
+
+OPS = {"triton": "decode", "tilelang": "prefill", "cute": "decode"}
 FAULTS = (
     *("zeros", "wrong_tail", "skipped_state", "race", "out_of_bounds", "clobbered_input"),
     *("illegal_access", "hang"),
@@ -28,63 +32,55 @@ class Config:
     fault: str = ""
 
 
-@triton.jit
-def change(p, offset, by, MANY: tl.constexpr):
-    """p[offset] += by, MANY times, by all programs at once."""
-    for _ in range(MANY):
-        value = tl.load(p + offset, volatile=True).to(tl.float32) + by
-        tl.store(p + offset, value.to(p.dtype.element_ty))
-
-
-@triton.jit
-def zero(p, offset):
-    """p[offset] = 0."""
-    tl.store(p + offset, 0.0)
-
-
-@triton.jit
-def wait(p):
-    """Never ends."""
-    while tl.load(p, volatile=True) == tl.load(p, volatile=True):
-        pass
-
-
-def run(call, config):
+def run(dsl, call, config):
     """The kernel of the suite, with its default config, and the fault."""
-    own = registry.get("decode", "triton")
-    honest = own.default(call.problem, call.y.device)
+    own = registry.get(call.problem.op, dsl)
+    honest = partial(own.run, config=own.default(call.problem, call.y.device))
     for _ in range(config.again):
-        own.run(call.clone(), honest)
-    if config.fault == "zeros":
-        call.y.zero_()
-        return
-    if config.fault == "wrong_tail":
-        positional, constants = decode.arguments(call, honest)
-        decode.decode_kernel[(call.problem.B * call.problem.H - 1,)](*positional, **constants)
-        return
-    if config.fault == "skipped_state":
-        state = call.state.map(lambda _, tensor: tensor.clone())
-        own.run(replace(call, state=state, final=state), honest)
-        return
-    own.run(call, honest)
+        honest(call.clone())
+    match config.fault:
+        case "zeros":
+            call.y.zero_()
+            return
+        case "wrong_tail":  # as of a grid that is one block short
+            made = call.clone()
+            honest(made)
+            call.y[..., :-1, :] = made.y[..., :-1, :]
+            call.final.map(lambda name, tensor: tensor.copy_(getattr(made.final, name)))
+            return
+        case "skipped_state":
+            final = call.final.map(lambda _, tensor: tensor.clone())
+            state = final if call.state is call.final else call.state
+            honest(replace(call, state=state, final=final))
+            return
+    honest(call)
+    strike = importlib.import_module(f"strike_{dsl}")
     match config.fault:
         case "race":
-            change[(256,)](call.y, 0, 1.0, 8)
-            change[(256,)](call.y, 0, -1.0, 8)
+            strike.race(call.y)
         case "out_of_bounds":
             dt = call.inputs.dt
-            zero[(1,)](dt, dt.shape[-1])  # where another slice could lie
+            strike.write(dt, dt.shape[-1])  # where another slice could lie
         case "clobbered_input":
-            zero[(1,)](call.inputs.b, 0)
+            strike.write(call.inputs.b, 0)
         case "illegal_access":
-            zero[(1,)](call.y, 1 << 45)
+            strike.write(call.y, 1 << 45)
         case "hang":
-            wait[(1,)](call.state.h)
+            strike.hang(call.inputs.x)
 
 
-registry.implements(
-    "decode",
-    "planted",
-    supports=lambda problem, device: registry.get("decode", "triton").supports(problem, device),
-    configs=lambda problem, device: [Config(SLOWLY), *(Config(0, fault) for fault in FAULTS)],
-)(run)
+def plant(dsl, op):
+    """Register the backend `planted_DSL`."""
+
+    @registry.implements(
+        op,
+        f"planted_{dsl}",
+        supports=lambda problem, device: registry.refusal(op, dsl, problem, device),
+        configs=lambda problem, device: [Config(SLOWLY), *(Config(0, fault) for fault in FAULTS)],
+    )
+    def run_planted(call, config):
+        run(dsl, call, config)
+
+
+for dsl, op in OPS.items():
+    plant(dsl, op)

@@ -1,11 +1,12 @@
 """Which tuners let a fast and wrong config win: a table, from runs on this machine.
 
-    python tests/planted/table.py --out FOLDER [--tuners triton,tilelang,ours]
+    python tests/planted/table.py --out FOLDER [--tuners triton,tilelang,ours-cute]
 
 Each fault meets one right and slow config under triton.autotune and tilelang.autotune, as their
 users call them (state restored between the runs of a config, where the tuner can), each in a
-process of its own. Ours gets all faults at once, in our decode step. What each chose, and what that
-gets wrong, is in FOLDER/table.jsonl and, as Markdown, in FOLDER/table.md.
+process of its own. Ours gets all faults at once, in a kernel of the suite for each DSL. What each
+chose, and what that gets wrong, is in FOLDER/table.jsonl and, as Markdown, in FOLDER/table.md; what
+FOLDER has of tuners that are not named stays.
 """
 
 import argparse
@@ -22,8 +23,11 @@ SECONDS = 25  # for one tuner and fault: a few are the rule
 NAMES = {
     "triton": "triton.autotune",
     "tilelang": "tilelang.autotune",
-    "ours": "mamba3-bench tune",
+    "ours-triton": "ours: Triton",
+    "ours-tilelang": "ours: TileLang",
+    "ours-cute": "ours: CuTe DSL",
 }
+OURS = {"triton": "decode", "tilelang": "prefill", "cute": "decode"}  # the op that is tuned
 RUNS_ON_CPU = {"zeros", "wrong_tail", "skipped_state", "race", "out_of_bounds", "clobbered_input"}
 
 
@@ -63,20 +67,24 @@ def apart(tuner, faults):
     return found
 
 
-def ours(out, seconds):
-    """The same by our tuner, from its records."""
+def ours(dsl, out, seconds):
+    """The same by our tuner in one DSL, from its records."""
+    tuner = f"ours-{dsl}"
     line = [
         sys.executable, "-P", "-m", "mamba3_bench", "tune", "--plugin", str(HERE / "ours.py"),
-        "--op", "decode", "--backend", "planted", "--batch", "4", "--heads", "8",
-        "--timeout", str(seconds), "--confirm", "1", "--out", str(out / "ours"),
+        "--op", OURS[dsl], "--backend", f"planted_{dsl}", "--batch", "4", "--heads", "8",
+        "--timeout", str(seconds), "--confirm", "1", "--out", str(out / tuner),
     ]  # fmt: skip
-    code = subprocess.run(line, stdout=(out / "ours.log").open("w"), stderr=subprocess.STDOUT)
+    if OURS[dsl] == "prefill":
+        line += ["--length", "256"]
+    with (out / f"{tuner}.log").open("w") as log:
+        code = subprocess.run(line, stdout=log, stderr=subprocess.STDOUT, check=False)
     from mamba3_bench.bench import fields, records
 
-    (decision,) = fields.decide(fields.read(records.read([out / "ours" / "records.jsonl"])))
+    (decision,) = fields.decide(fields.read(records.read([out / tuner / "records.jsonl"])))
     found = []
     for candidate in decision.field.candidates:
-        result = {"tuner": "ours", "fault": candidate.config["fault"], "run": code.returncode}
+        result = {"tuner": tuner, "fault": candidate.config["fault"], "run": code.returncode}
         if candidate is decision.winner:
             result["chose"] = candidate.config["fault"] or "none"
         if candidate.index:
@@ -108,13 +116,21 @@ def markdown(results, tuners):
     return "\n".join(lines) + "\n"
 
 
-def write(results, tuners, out):
+def write(results, out):
     """Write what is known so far; returns the table."""
-    text = markdown(results, [name for name in tuners if any(r["tuner"] == name for r in results)])
+    tuners = [name for name in NAMES if any(result["tuner"] == name for result in results)]
+    text = markdown(results, tuners)
     lines = [json.dumps(result) + "\n" for result in results]
     (out / "table.jsonl").write_text("".join(lines))
     (out / "table.md").write_text(text)
     return text
+
+
+def known(out, but):
+    """The results that a folder has of tuners that are not about to run."""
+    path = out / "table.jsonl"
+    found = map(json.loads, path.read_text().splitlines()) if path.is_file() else ()
+    return [one for one in found if one["tuner"] in NAMES and one["tuner"] not in but]
 
 
 def main():
@@ -130,6 +146,9 @@ def main():
         return
     arguments.out.mkdir(parents=True, exist_ok=True)
     tuners = arguments.tuners.split(",")
+    unknown = [name for name in tuners if name not in NAMES]
+    if unknown:
+        parser.error(f"--tuners: no {', '.join(unknown)}; there are {', '.join(NAMES)}")
     sys.path.insert(0, str(HERE))
     import steps
 
@@ -137,14 +156,17 @@ def main():
         os.environ["TRITON_INTERPRET"] = "1"
         groups = [("triton", [fault for fault in steps.FAULTS if fault in RUNS_ON_CPU])]
     else:
-        groups = [(name, [fault]) for name in tuners if name != "ours" for fault in steps.FAULTS]
+        public = [name for name in tuners if not name.startswith("ours")]
+        groups = [(name, [fault]) for name in public for fault in steps.FAULTS]
+    results = known(arguments.out, but=tuners)
     with ThreadPoolExecutor(8) as pool:
         mine = [pool.submit(apart, *group) for group in groups]
-        results = [result for future in mine for result in future.result()]
-    text = write(results, tuners, arguments.out)
-    if "ours" in tuners and steps.DEVICE == "cuda":
-        results += ours(arguments.out, arguments.timeout)
-        text = write(results, tuners, arguments.out)
+        results += [result for future in mine for result in future.result()]
+    text = write(results, arguments.out)
+    for dsl in OURS if steps.DEVICE == "cuda" else ():
+        if f"ours-{dsl}" in tuners:
+            results += ours(dsl, arguments.out, arguments.timeout)
+            text = write(results, arguments.out)
     sys.stdout.write(text)
 
 
