@@ -1,9 +1,9 @@
 """The faults of steps.py in kernels of the suite, as a plugin: a real kernel, and a fault.
 
 The default runs the kernel many times on copies before it runs it once for good, so that each fault
-is faster than it. `race` changes y and changes it back without an atomic operation; `out_of_bounds`
-writes past a slice of the layer's projection; the others are as their names say. What is done
-beside the kernel is done in its DSL.
+is faster than it. `race` adds and takes away the same from y, in no atomic operation;
+`out_of_bounds` writes past a slice of the layer's projection; the others are as their names say.
+What is done beside the kernel is done in its DSL.
 """
 
 import importlib
