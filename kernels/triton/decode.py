@@ -41,21 +41,19 @@ class Config:
 
 
 def configs(problem: Problem, device: torch.device) -> Iterable[Config]:
-    """64 elements of h a thread, or 32: with R > 1 the ranks need registers too.
+    """128 elements of h a thread: few warps, for each loads k and q of every rank for itself.
 
-    Unrolled ranks overlap their loads but take 229 registers where rolled ones take 128 (R = 4,
-    P = 64, N = 128, float32), and spill at 16 warps and at R = 8. The tile of 128 x 256 fills the
-    registers of 8 warps: R > 1 spills 136 bytes a thread if h is float32, and 16 warps spill more.
+    With 32 elements R = 4 takes 2.4 times as long (B >= 8, N = 128, float32 state, H100), R = 1
+    with 64 up to 1.2 times; the best of B = 1 is 3 and 18 % faster. Tiles beyond 64 x 128 with
+    R > 1 and h in float32 would spill 200 bytes of it, and have 32.
     """
     elements = problem.P * problem.N
-    full, half = max(1, elements // (32 * 64)), max(1, elements // (32 * 32))
-    if half > MAX_WARPS:
-        return [Config(8, 1)]
-    found = [Config(full, 1), Config(half, 1)]
-    if problem.R > 1 and problem.state_dtype == torch.float32:
+    most, half, least = (max(1, elements // (32 * each)) for each in (128, 64, 32))
+    if least > MAX_WARPS:
+        return [Config(most, 1)]
+    found = [Config(most, 1), Config(half, 1), Config(least, 1)]
+    if most > 2 and problem.R > 1 and problem.state_dtype == torch.float32:
         found.reverse()
-    if problem.R in (2, 4) and half < MAX_WARPS:
-        found.append(Config(half, problem.R))
     return dict.fromkeys(found)  # the smallest tiles have fewer to choose from
 
 
