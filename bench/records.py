@@ -5,8 +5,10 @@ an interrupted run resumes; everything a report shows is in the rows.
 """
 
 import fcntl
+import gzip
 import json
 import os
+import zlib
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from functools import cache
@@ -192,14 +194,24 @@ def _torn_tail(file: BinaryIO) -> bytes:
     return tail[tail.rfind(b"\n") + 1 :]
 
 
+def _content(path: Path) -> bytes:
+    content = path.read_bytes()
+    if path.suffix != ".gz":
+        return content
+    try:
+        return gzip.decompress(content)
+    except (OSError, EOFError, zlib.error) as error:
+        raise RecordError(path, 1, error) from error
+
+
 def read(paths: Iterable[Path]) -> list[Row]:
     """Every whole row of some files, in order; a last line cut off by a crash is left out.
 
-    Raises RecordError for any other line that is none.
+    A name that ends in .gz is unpacked. Raises RecordError for any other line that is none.
     """
     rows = []
     for path in paths:
-        lines = path.read_bytes().split(b"\n")
+        lines = _content(path).split(b"\n")
         for number, line in enumerate(lines, 1):
             if not line:
                 continue

@@ -26,11 +26,14 @@ class NoRecords(ValueError):
 
 
 def load(path: Path) -> list[list[Row]]:
-    """The rows of each record file: one file, or all below a folder; of a key the last row counts.
+    """The rows of each record file: one file, or all `*.jsonl` and `*.jsonl.gz` below a
+    folder; of a key the last row counts.
 
     What only led a tuning to its finalists is left out. Raises NoRecords.
     """
-    files = sorted(path.rglob("*.jsonl")) if path.is_dir() else [path]
+    names = ("*.jsonl", "*.jsonl.gz")
+    below = sorted(file for name in names for file in path.rglob(name))
+    files = below if path.is_dir() else [path]
     runs = [
         [r for r in {row.key: row for row in records.read([f])}.values() if not r.screening]
         for f in files

@@ -1,5 +1,6 @@
 """Records: what a row may say, and a file that survives what writes it."""
 
+import gzip
 import json
 import math
 from dataclasses import replace
@@ -109,6 +110,20 @@ def test_a_torn_line_longer_than_a_block(path):
         file.write(b'{"key": "' + b"x" * 200_000)
     records.append(path, make_row("c"))
     assert [row.key for row in records.read([path])] == ["a", "c"]
+
+
+def test_packed_records(path):
+    """The same rows; a file that is only named so, or cut off, is named."""
+    for key in ("a", "b"):
+        records.append(path, make_row(key))
+    packed = path.with_name("records.jsonl.gz")
+    whole = gzip.compress(path.read_bytes())
+    packed.write_bytes(whole)
+    assert records.read([packed]) == records.read([path])
+    for broken in (path.read_bytes(), whole[:-9], whole[:50] + whole[60:]):
+        packed.write_bytes(broken)
+        with pytest.raises(records.RecordError, match=r"records\.jsonl\.gz:1: not a record"):
+            records.read([packed])
 
 
 def test_a_broken_line_inside_is_an_error(path):

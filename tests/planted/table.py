@@ -5,7 +5,7 @@
 Each fault meets one right and slow config under triton.autotune and tilelang.autotune, as their
 users call them (state restored between the runs of a config, where the tuner can), each in a
 process of its own. Ours gets all faults at once, in a kernel of the suite for each DSL. What each
-chose, and what that gets wrong, is in FOLDER/table.jsonl and, as Markdown, in FOLDER/table.md; what
+chose, and what that gets wrong, is in FOLDER/table.json and, as Markdown, in FOLDER/table.md; what
 FOLDER has of tuners that are not named stays.
 """
 
@@ -120,16 +120,15 @@ def write(results, out):
     """Write what is known so far; returns the table."""
     tuners = [name for name in NAMES if any(result["tuner"] == name for result in results)]
     text = markdown(results, tuners)
-    lines = [json.dumps(result) + "\n" for result in results]
-    (out / "table.jsonl").write_text("".join(lines))
+    (out / "table.json").write_text(json.dumps(results, indent=1) + "\n")
     (out / "table.md").write_text(text)
     return text
 
 
 def known(out, but):
     """The results that a folder has of tuners that are not about to run."""
-    path = out / "table.jsonl"
-    found = map(json.loads, path.read_text().splitlines()) if path.is_file() else ()
+    path = out / "table.json"
+    found = json.loads(path.read_text()) if path.is_file() else []
     return [one for one in found if one["tuner"] in NAMES and one["tuner"] not in but]
 
 

@@ -15,7 +15,7 @@ def test_triton_autotune_takes_each_fault(tmp_path):
     pytest.importorskip("triton")
     line = [sys.executable, "-P", str(TABLE), "--out", str(tmp_path), "--tuners", "triton"]
     subprocess.run(line, check=True, capture_output=True, timeout=120)
-    results = [json.loads(text) for text in (tmp_path / "table.jsonl").read_text().splitlines()]
+    results = json.loads((tmp_path / "table.json").read_text())
     assert len(results) >= 6
     assert all(result["chose"] == result["fault"] and result["wrong"] for result in results)
     assert (tmp_path / "table.md").read_text().count("**wins**") == len(results)
