@@ -14,13 +14,9 @@ from pathlib import Path
 
 from mamba3_bench.kernels import registry
 
-sys.path.append(str(Path(__file__).parent))
+sys.path.append(str(Path(__file__).parent))  # where a worker finds the files beside this one
+steps = importlib.import_module("steps")
 
-OPS = {"triton": "decode", "tilelang": "prefill", "cute": "decode"}
-FAULTS = (
-    *("zeros", "wrong_tail", "skipped_state", "race", "out_of_bounds", "clobbered_input"),
-    *("illegal_access", "hang"),
-)
 SLOWLY = 8
 
 
@@ -76,11 +72,11 @@ def plant(dsl, op):
         op,
         f"planted_{dsl}",
         supports=lambda problem, device: registry.refusal(op, dsl, problem, device),
-        configs=lambda problem, device: [Config(SLOWLY), *(Config(0, fault) for fault in FAULTS)],
+        configs=lambda problem, device: [Config(SLOWLY), *(Config(0, one) for one in steps.FAULTS)],
     )
     def run_planted(call, config):
         run(dsl, call, config)
 
 
-for dsl, op in OPS.items():
+for dsl, op in steps.OPS.items():
     plant(dsl, op)

@@ -18,6 +18,7 @@ FAULTS = (
     *("zeros", "wrong_tail", "skipped_state", "race", "out_of_bounds", "clobbered_input"),
     *("illegal_access", "hang"),
 )
+OPS = {"triton": "decode", "tilelang": "prefill", "cute": "decode"}  # of the suite, in ours.py
 
 
 @dataclass

@@ -27,7 +27,6 @@ NAMES = {
     "ours-tilelang": "ours: TileLang",
     "ours-cute": "ours: CuTe DSL",
 }
-OURS = {"triton": "decode", "tilelang": "prefill", "cute": "decode"}  # the op that is tuned
 RUNS_ON_CPU = {"zeros", "wrong_tail", "skipped_state", "race", "out_of_bounds", "clobbered_input"}
 
 
@@ -67,15 +66,15 @@ def apart(tuner, faults):
     return found
 
 
-def ours(dsl, out, seconds):
+def ours(dsl, op, out, seconds):
     """The same by our tuner in one DSL, from its records."""
     tuner = f"ours-{dsl}"
     line = [
         sys.executable, "-P", "-m", "mamba3_bench", "tune", "--plugin", str(HERE / "ours.py"),
-        "--op", OURS[dsl], "--backend", f"planted_{dsl}", "--batch", "4", "--heads", "8",
+        "--op", op, "--backend", f"planted_{dsl}", "--batch", "4", "--heads", "8",
         "--timeout", str(seconds), "--confirm", "1", "--out", str(out / tuner),
     ]  # fmt: skip
-    if OURS[dsl] == "prefill":
+    if op == "prefill":
         line += ["--length", "256"]
     with (out / f"{tuner}.log").open("w") as log:
         code = subprocess.run(line, stdout=log, stderr=subprocess.STDOUT, check=False)
@@ -162,9 +161,9 @@ def main():
         mine = [pool.submit(apart, *group) for group in groups]
         results += [result for future in mine for result in future.result()]
     text = write(results, arguments.out)
-    for dsl in OURS if steps.DEVICE == "cuda" else ():
+    for dsl, op in steps.OPS.items() if steps.DEVICE == "cuda" else ():
         if f"ours-{dsl}" in tuners:
-            results += ours(dsl, arguments.out, arguments.timeout)
+            results += ours(dsl, op, arguments.out, arguments.timeout)
             text = write(results, arguments.out)
     sys.stdout.write(text)
 
