@@ -131,8 +131,8 @@ def log_ticks(axes: Axes, which: str, values: Iterable[float] = (), base: int = 
 
 
 def _plain(value: float, _: int) -> str:
-    """Thousands with commas, small numbers as short as they go: never powers of ten."""
-    return f"{value:,.0f}" if value >= 1 else f"{value:.6f}".rstrip("0")
+    """Thousands with commas, and no more digits than it takes: never powers of ten."""
+    return f"{value:,.6f}".rstrip("0").rstrip(".")
 
 
 def legend(figure: Figure, entries: list[Line2D]) -> None:

@@ -13,10 +13,11 @@ from mamba3_bench.kernels import registry
 def forgotten() -> Iterator[None]:
     """Plugins load into the process that runs them as well as into its workers."""
     peers.register()
-    with pytest.MonkeyPatch.context() as patch:
-        for known in ("_registered", "_added", "_rivals"):
-            patch.setattr(registry, known, dict(getattr(registry, known)))
-        yield
+    before = set(registry._added)
+    yield
+    for name in set(registry._added) - before:
+        for known in (registry._registered, registry._added, registry._rivals):
+            known.pop(name, None)
     for name in [name for name in sys.modules if name.startswith("mamba3_bench_plugin_")]:
         del sys.modules[name]
     registry.unavailable.cache_clear()
