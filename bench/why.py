@@ -18,8 +18,9 @@ def run(page: Console, arguments: argparse.Namespace) -> int:
     plugins.load(arguments.plugin)
     here = default_device()
     gpu = arguments.gpu or lookup.gpu_of(here)
-    # what takes a problem on that GPU cannot be asked without one: the dims alone are judged
+    # without that GPU, what can be compiled for one is what runs
     device = here if arguments.gpu is None else torch.device("cpu")
+    judge = here if arguments.gpu is None else registry.COMPILE_ONLY
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("problem", "backend", "auto", "config", "from", "why"):
         table.add_column(name, overflow="fold")
@@ -29,14 +30,13 @@ def run(page: Console, arguments: argparse.Namespace) -> int:
         able = [
             name
             for name in names
-            if registry.unavailable(problem.op, name) is None
-            and (arguments.gpu or registry.refusal(problem.op, name, problem, device) is None)
+            if registry.refusal(problem.op, name, problem, judge) is None
             and not registry.is_rival(problem.op, name)
         ]
         first, reason = registry.preferred(problem.op, able, problem, gpu) if able else ("", "")
         for name in names:
             if name not in able:
-                why = registry.refusal(problem.op, name, problem, device) or "only on request"
+                why = registry.refusal(problem.op, name, problem, judge) or "only on request"
                 cells = ("", "", "", why)
             else:
                 config, found = registry.get(problem.op, name).choice(problem, gpu, device)

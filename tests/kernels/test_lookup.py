@@ -283,6 +283,15 @@ def test_why(here, capsys):
     assert "is outside what was" in said
 
 
+def test_why_not(capsys):
+    """Who cannot run a problem on that other GPU is not said to be taken there."""
+    line = ["why", "--gpu", GPU, "--rank", "4", "--backend", "triton"]
+    assert main(line) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "SISO only" in said
+    assert "yes" not in said
+
+
 def test_the_source_of_a_kernel_is_its_own_files():
     """What it imports from its folder counts, another kernel of the folder does not."""
     names = {path.name for path in toolchain.kernel_files(MODULE)}

@@ -124,7 +124,7 @@ def write(results, out):
     return text
 
 
-def known(out, but):
+def of_others(out, but):
     """The results that a folder has of tuners that are not about to run."""
     path = out / "table.json"
     found = json.loads(path.read_text()) if path.is_file() else []
@@ -156,7 +156,7 @@ def main():
     else:
         public = [name for name in tuners if not name.startswith("ours")]
         groups = [(name, [fault]) for name in public for fault in steps.FAULTS]
-    results = known(arguments.out, but=tuners)
+    results = of_others(arguments.out, but=tuners)
     with ThreadPoolExecutor(8) as pool:
         mine = [pool.submit(apart, *group) for group in groups]
         results += [result for future in mine for result in future.result()]
