@@ -48,6 +48,7 @@ class Noise:
     sd: float  # of the logarithm of a median: 0.01 is about 1 %
     weight: float  # degrees of freedom that it is worth beside a thing's own
     measured: bool  # from repeats: not assumed, and not given
+    degrees: float = math.inf  # of freedom of all repeats: nothing is known better than by them
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,10 +121,10 @@ def pool(sides: Iterable[Sequence[Point]], device: str) -> Noise:
     left = -statistics.fmean(float(polygamma(1, d / 2)) for d in degrees)
     left += statistics.variance(logs) if len(logs) > 1 else 0.0
     if left <= 0:  # no more scatter than chance: all have one variance
-        return Noise(math.exp(mean / 2), math.inf, measured=True)
+        return Noise(math.exp(mean / 2), math.inf, measured=True, degrees=sum(degrees))
     weight = 2 * inverse_trigamma(left)
     log = mean + digamma(weight / 2) - math.log(weight / 2)
-    return Noise(math.exp(log / 2), weight, measured=True)
+    return Noise(math.exp(log / 2), weight, measured=True, degrees=sum(degrees))
 
 
 def squares(points: Sequence[Point]) -> float:
@@ -153,10 +154,10 @@ def _variance(sides: Sequence[Sequence[Point]], noise: Noise) -> tuple[float, fl
         within = statistics.fmean(one.variance for side in sides for one in side)
         return noise.sd**2 + within, math.inf
     if math.isinf(noise.weight):
-        return noise.sd**2, math.inf
+        return noise.sd**2, noise.degrees
     found = math.fsum(squares(side) for side in sides)
     degrees = noise.weight + own
-    return (noise.weight * noise.sd**2 + found) / degrees, degrees
+    return (noise.weight * noise.sd**2 + found) / degrees, min(degrees, noise.degrees)
 
 
 def inverse_trigamma(value: float) -> float:

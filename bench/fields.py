@@ -7,8 +7,8 @@ follows from the rows alone, so a recorded tuning is decided again anywhere.
 A candidate that is not right in any of its rows cannot win. The others are compared with the
 fastest by their confirmed times, paired turn by turn within each process; the scatter between
 processes is pooled over all fields (`estimate.py`). Whoever is not slower by EQUAL beyond doubt
-ties. If the default ties it wins; else the tie that takes the least shared memory, spills and
-registers; else the first in the order of the space.
+ties. If the default ties it wins; else, of the ties that are faster than it beyond doubt, the one
+that takes the least shared memory, spills and registers; else the first in the order of the space.
 """
 
 import json
@@ -242,12 +242,13 @@ class Decision:
 
     @cached_property
     def winner(self) -> Candidate | None:
-        """The default if it ties, else the tie that costs least; None if nobody was right, or if
-        somebody is not confirmed yet."""
+        """The default if it ties, else the tie that costs least of those that are faster than the
+        default; None if nobody was right, or if somebody is not confirmed yet."""
         if self.field.unfinished:
             return None
         default = next((one for one in self.ties if one.index == 0), None)
-        return default or min(self.ties, key=lambda one: one.cost, default=None)
+        faster = [one for one in self.ties if self._gains(one)]
+        return default or min(faster, key=lambda one: one.cost, default=None)
 
     @property
     def why_none(self) -> str:
@@ -297,6 +298,11 @@ class Decision:
                 reached = values & ends.keys()
                 found += [f"{knob} = {end} is the {ends[end]} tried" for end in sorted(reached)]
         return found
+
+    def _gains(self, one: Candidate) -> bool:
+        """Whether it is faster than the default beyond doubt, or there is no default to beat."""
+        margin = self.over_default(one)
+        return margin is None or margin.high < 1
 
     def _slower(self, one: Candidate, best: Candidate) -> bool:
         if one is best:

@@ -60,6 +60,29 @@ def test_of_equals_the_cheapest_wins(numbers):
     assert {tie.index for tie in one.ties} == {1, 2}
 
 
+def test_a_tie_that_does_not_beat_the_default_does_not_win(numbers):
+    """The default is slower than the fastest; a cheap third ties with both, for its processes
+    scatter too much: it may be slower than the default."""
+    shares = (0.97, 1.012, 1.02)
+    noisy = candidate(2, 100, numbers, resources=[kernel(shared=500)], confirm=3)
+    noisy = [
+        replace(row, times=tunings.times(100 * shares[row.repeat - 1], numbers))
+        if row.kind == "sweep"
+        else row
+        for row in noisy
+    ]
+    steady = [
+        candidate(index, us, numbers, at, resources=[kernel(shared=9000)], confirm=3)
+        for at in (None, *(tunings.problem(B=B) for B in (1, 2, 4, 16, 32)))
+        for index, us in ((0, 100), (1, 98.5))
+    ]
+    decisions = decide(read([row for rows in (noisy, *steady) for row in rows]))
+    one = next(one for one in decisions if len(one.field.candidates) == 3)
+    assert {tie.index for tie in one.ties} == {1, 2}
+    assert one.over_default(one.field.candidates[2]).high > 1
+    assert one.winner.index == 1
+
+
 def test_wrong_in_its_last_row_is_no_winner(numbers):
     """Right in the race, and wrong in one of the confirming processes."""
     fast = candidate(1, 50, numbers)
