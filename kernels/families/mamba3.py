@@ -93,7 +93,11 @@ class Case(HardCase):
 
 
 def hard_cases(problem: Problem) -> list[Case]:
-    """The cases that go with a problem; two problems with equal lists share their verdicts."""
+    """The cases that go with a problem; two problems with equal lists share their verdicts.
+
+    Where a config cuts long sequences, only one as long as the problem's is cut: alone and packed,
+    with values that remember what came before the cut.
+    """
     per_group = min(problem.H // problem.G, 3)
     G = min(problem.G, 2)
     small = replace(problem, H=G * per_group, G=G, lengths=None, pool=None)
@@ -105,6 +109,12 @@ def hard_cases(problem: Problem) -> list[Case]:
             Case(replace(rows, pool=5), "typical", padding=True),
         ]
     fresh, carried = replace(small, has_state=False), replace(small, has_state=True)
+    longest = max(problem.lengths) if problem.lengths else problem.L
+    beside = (PACKED[0], longest, PACKED[-1])
+    long = [
+        Case(replace(carried, B=1, L=longest), "weak_decay"),
+        Case(replace(carried, B=1, L=sum(beside), lengths=beside), "weak_decay"),
+    ]
     return [
         Case(replace(carried, B=2, L=CHUNKS), "typical"),
         Case(replace(fresh, B=2, L=RAGGED), "strong_decay"),
@@ -114,6 +124,7 @@ def hard_cases(problem: Problem) -> list[Case]:
         Case(replace(carried, B=1, L=1), "strong_decay"),
         Case(replace(carried, B=1, L=sum(PACKED), lengths=PACKED), "typical"),
         Case(replace(fresh, B=1, L=sum(PACKED), lengths=PACKED), "weak_decay"),
+        *(long if longest > CHUNKS else []),
     ]
 
 

@@ -8,11 +8,14 @@ import torch
 
 from mamba3_bench.bench import gate as gate_module
 from mamba3_bench.bench.gate import Gate, choose_rows, distance, within
+from mamba3_bench.bench.grid import Axes, problems
 from mamba3_bench.bench.records import Error
 from mamba3_bench.kernels import registry
 from mamba3_bench.kernels.cases import REGIMES, make_call
 from mamba3_bench.kernels.families.mamba3 import hard_cases
+from mamba3_bench.kernels.ops import prefill
 from mamba3_bench.kernels.problem import Options, Problem
+from mamba3_bench.kernels.tensors import State
 from mamba3_bench.kernels.torch.prefill import Config
 
 DTYPES = [torch.bfloat16, torch.float16, torch.float32, torch.float64]
@@ -234,6 +237,62 @@ def test_right_kernels_are_far_from_gross_faults(two_rows, monkeypatch, seed, dt
     for call in calls:
         verdict = Gate(call, seed).judge(run(call, 16))
         assert (verdict.status, verdict.reason) == ("ok", "")
+
+
+def forgetful(call, segment, piece):
+    """A clone after a kernel whose segments know of what came before them the last piece alone."""
+    mine, problem = call.clone(), call.problem
+
+    def part(begin, end, state):
+        inputs = call.inputs.map(lambda _, tensor: tensor[:, begin:end])
+        return prefill(inputs, call.params, state, None, problem.options, backend="torch")
+
+    ys, state = [], call.state
+    for start in range(0, problem.L, segment):
+        if start:
+            _, right = part(0, start - piece, call.state)
+            zeros = (torch.zeros_like(each) for each in (right.h, right.k, right.x))
+            _, state = part(start - piece, start, State(right.phi, *zeros))
+        y, state = part(start, start + segment, state)
+        ys.append(y)
+    mine.y.copy_(torch.cat(ys, 1))
+    for (_, tensor), (_, value) in zip(mine.final.items(), state.items(), strict=True):
+        tensor.copy_(value)
+    return mine
+
+
+def test_what_a_cut_forgets_is_seen_in_a_hard_case(two_rows, seed):
+    """At the timed shape the values forget by themselves; a hard case as long remembers.
+
+    Segments of 256 tokens that lose what is older than 128 before them.
+    """
+    problem = replace(PREFILL, B=1, L=512, has_state=False)
+    call = make_call(problem, seed)
+    assert Gate(call, seed).judge(forgetful(call, 256, 128)).status == "ok"
+    (long,) = (
+        case
+        for case in hard_cases(problem)
+        if case.problem.L == problem.L and case.problem.lengths is None
+    )
+    call = long.call(seed, torch.device("cpu"))
+    assert Gate(call, seed).judge(run(call)).status == "ok"
+    assert Gate(call, seed).judge(forgetful(call, 256, 128)).status == "wrong"
+
+
+@pytest.mark.parametrize("backend", ["triton", "tilelang"])
+def test_every_cut_is_made_in_a_hard_case(backend):
+    """No candidate cuts sequences at the tuned shape and never where the gate looks closely."""
+    pytest.importorskip(backend)
+    asked = problems(Axes(batch=(1, 8), length=(512, 2048, 16384)))
+    for problem in asked:
+        known = registry.get("prefill", backend).candidates(problem, registry.COMPILE_ONLY)
+        for packed in (False, True):
+            longest = max(
+                max(case.problem.lengths or (case.problem.L,))
+                for case in hard_cases(problem)
+                if (case.problem.lengths is not None) == packed
+            )
+            assert all(config.segment < longest for config in known.values())
 
 
 def test_padding_is_not_judged(two_rows, seed):
