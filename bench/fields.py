@@ -39,6 +39,7 @@ OUTCOMES: dict[Status, Outcome] = {
     "compile-failed": "compile",
     "run-failed": "runtime",
     "timeout": "timeout",
+    "throttled": "left",
 }
 
 
@@ -349,7 +350,7 @@ def read(rows: Iterable[Row], device: dict[str, Any] | None = None) -> list[Fiel
     """
     found: dict[tuple[str, str, str], list[Row]] = {}
     for row in {row.key: row for row in rows}.values():
-        if row.place is not None:
+        if row.place is not None and row.status != "throttled":  # that one is still to be run
             name = (row.op, row.backend, json.dumps(row.problem, sort_keys=True))
             found.setdefault(name, []).append(row)
     return [_field(part, device) for name in found for part in _by_gpu(found[name])]

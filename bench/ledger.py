@@ -14,9 +14,9 @@ from . import records
 from .hardware import identity
 from .jobs import Job, Settings, Stage
 from .keys import key
-from .records import Row, Status
+from .records import TIMED, Row, Status
 
-FAILED: tuple[Status, ...] = ("compile-failed", "run-failed", "timeout", "wrong")
+FAILED: tuple[Status, ...] = ("compile-failed", "run-failed", "timeout", "throttled", "wrong")
 
 
 class RunError(Mamba3Error):
@@ -79,7 +79,8 @@ class Ledger:
     def plan(self, jobs: Sequence[Job], environment: dict[str, Any]) -> deque[Job]:
         """What is not recorded, each entry with its key.
 
-        Of a confirmation that is not whole, everything: its entries are timed in the same turns.
+        Of a sweep's job that is not whole also what has a time: the entries of a job are timed in
+        the same turns. What failed is left alone.
         """
         known = {}
         if self.path is not None and self.path.exists():
@@ -92,8 +93,8 @@ class Ledger:
             ]
             self.outcome.asked += [entry.key for entry in keyed]
             fresh = [entry for entry in keyed if self._missing(known.get(entry.key))]
-            if fresh and self.settings.kind == "sweep" and keyed[0].place is not None:
-                fresh = keyed
+            if fresh and self.settings.kind == "sweep":
+                fresh = [entry for entry in keyed if self._missing(known.get(entry.key), TIMED)]
             left = {entry.key for entry in fresh}
             self.outcome.recorded += [known[e.key] for e in keyed if e.key not in left]
             total += len(job.entries)
@@ -102,8 +103,10 @@ class Ledger:
         self.observer.planned(total, len(self.outcome.recorded))
         return queue
 
-    def _missing(self, row: Row | None) -> bool:
-        return row is None or (self.retry and row.status in FAILED)
+    def _missing(self, row: Row | None, again: Sequence[Status] = ()) -> bool:
+        if row is None or row.status == "throttled" or row.status in again:
+            return True
+        return self.retry and row.status in FAILED
 
     def keep(self, row: Row) -> None:
         """Put a row on disk, and tell."""
@@ -133,9 +136,10 @@ def locked(path: Path | None) -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
     folder = os.open(path.parent, os.O_RDONLY)
     try:
-        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RunError(f"another run is writing to {path.parent}: wait, or use --out") from None
         yield
-    except BlockingIOError:
-        raise RunError(f"another run is writing to {path.parent}: wait, or use --out") from None
     finally:
         os.close(folder)

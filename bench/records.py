@@ -23,6 +23,7 @@ Status = Literal[
     "compile-failed",
     "run-failed",
     "timeout",
+    "throttled",  # the GPU was too hot for a time: the next run tries again
     "wrong",
 ]
 TIMED: tuple[Status, ...] = ("ok", "inaccurate")

@@ -10,6 +10,7 @@ from ..kernels.toolchain import source_hash
 from .graphs import FalseReplay
 from .jobs import Entry, Settings
 from .records import Error, Row, Status
+from .sampler import Throttled
 
 
 class NotRun(Exception):
@@ -25,9 +26,11 @@ class NotRun(Exception):
 def explain(error: Exception) -> tuple[Status, str]:
     """The status and reason of a row whose run raised."""
     if isinstance(error, NotRun):
-        return error.status, error.reason
+        return error.status, str(error.reason) or "no reason was given"
     if isinstance(error, FalseReplay):
         return "wrong", str(error)
+    if isinstance(error, Throttled):
+        return "throttled", str(error)
     text = " ".join(str(error).split())[:500]
     reason = f"{type(error).__name__}: {text}" if text else type(error).__name__
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):

@@ -17,7 +17,7 @@ from .timing import COUNT, order, turns
 TARGET_S = 500e-6  # of a sample
 BLOCK_S = 30e-3  # some of it goes to the reading
 WARM_UP_S = 0.1  # of replays before the first sample: clocks rise from idle in tens of ms
-PATIENCE_S = (1.0, 4.0, 10.0)  # pauses when throttling leaves too few samples
+PATIENCE_S = (1.0, 4.0, 10.0)  # pauses after hot blocks in a row
 
 
 class Throttled(Exception):
@@ -52,7 +52,7 @@ class Sampler:
         """Samples of several loops, A B B A, `budget_s` for each; with `settle`, each after an
         untimed launch.
 
-        Raises Throttled if that leaves too few samples.
+        Raises Throttled if the GPU stays hot through PATIENCE_S.
         """
         seconds = [self.seconds(loop) * loop.calls for loop in loops]
         self._warm_up(loops)
@@ -71,10 +71,13 @@ class Sampler:
                 reasons |= set(reading.throttled)
                 pause = next(pauses, None)
                 if pause is None:
-                    raise Throttled(f"throttled too often: {', '.join(sorted(reasons))}")
+                    raise Throttled(
+                        f"still throttled after all pauses: {', '.join(sorted(reasons))}"
+                    )
                 time.sleep(pause)
                 self._warm_up(loops)
                 continue
+            pauses = iter(PATIENCE_S)  # one good block renews them: heat that comes and goes
             clocks += [] if reading.sm_mhz is None else [reading.sm_mhz]
             for i, spans in enumerate(block):
                 spent[i] += [span.seconds() * 1e6 / loops[i].calls for span in spans]

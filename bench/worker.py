@@ -190,7 +190,7 @@ class Worker:
             raise NotRun("skipped", "it compiles nothing")
         begin = time.perf_counter()
         found = [asdict(kernel) for kernel in compiled(solver.problem, solver.config)]
-        row = blank_row(left.pop(solver.index), self.settings, self.environment, self._match)
+        row = blank_row(left[solver.index], self.settings, self.environment, self._match)
         row = replace(
             row,
             status="skipped",
@@ -200,6 +200,7 @@ class Worker:
             resources=found,
         )
         self.parent.send(Done(solver.index, row))
+        del left[solver.index]
 
     def _rehearse(self, left: dict[int, Entry], solver: Solver) -> None:
         """Run a solver once, for what it compiles; its row says no more than that."""
@@ -396,9 +397,10 @@ class Worker:
 
     def _fail(self, left: dict[int, Entry], index: int, error: Exception) -> None:
         status, reason = explain(error)
-        row = blank_row(left.pop(index), self.settings, self.environment, self._match)
+        row = blank_row(left[index], self.settings, self.environment, self._match)
         errors = error.errors if isinstance(error, NotRun) else {}
         self.parent.send(Done(index, replace(row, status=status, reason=reason, errors=errors)))
+        del left[index]
         if not self._healthy():
             raise DeviceLost  # whatever ran next would fail for this one's fault
         if self.device.type == "cuda":
@@ -412,7 +414,7 @@ class Worker:
         reason: str = "",
     ) -> None:
         index = one.solver.index
-        entry = left.pop(index)
+        entry = left[index]
         row = blank_row(entry, self.settings, self.environment, self._match)
         figures = times is not None and entry.place is None  # a tuning has them beforehand
         resources = self._figures(one.solver) if figures else []
@@ -427,6 +429,7 @@ class Worker:
             resources=resources,
         )
         self.parent.send(Done(index, row))
+        del left[index]
 
     def _figures(self, solver: Solver) -> list[dict[str, Any]]:
         """What the compiler says of a timed kernel; nothing if it cannot be asked here."""

@@ -23,12 +23,12 @@ def honest(call: Call) -> None:
     implementation.run(call, implementation.default(call.problem, call.y.device))
 
 
-def plant(op, name, deterministic=True):
+def plant(op, name, deterministic=True, refuses=None):
     """Register a function of a call as a backend."""
 
     def register(function):
         @registry.implements(
-            op, name, supports=lambda problem, device: None, deterministic=deterministic
+            op, name, supports=lambda problem, device: refuses, deterministic=deterministic
         )
         def run(call, config):
             function(call)
@@ -40,6 +40,9 @@ def plant(op, name, deterministic=True):
 
 for op in ("prefill", "decode"):
     plant(op, "honest")(honest)
+
+
+plant("prefill", "refuses_in_silence", refuses="")(honest)
 
 
 @plant("prefill", "skips_tail")

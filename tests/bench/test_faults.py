@@ -40,6 +40,7 @@ FAULTS = {  # by kernel: status, and what the reason says
     "exits": ("run-failed", r"^worker died: exit code 7; during: gate$"),
     "segfaults": ("run-failed", r"^worker died: signal SIGSEGV; it wrote: .*; during: gate$"),
     "hangs": ("timeout", r"^no answer for 8 s, in faults.py line \d+ in hangs; during: gate$"),
+    "refuses_in_silence": ("skipped", r"^no reason was given$"),
     "skips_tail": ("wrong", r"^y: 72 of 1704 elements not finite"),
     "zeros_tail": ("wrong", r"^y: relative L2 error 0\.\d+ \(bound"),
     "skips_phi": ("wrong", r"^state.phi: 12 of 12 elements not finite"),
@@ -206,11 +207,11 @@ def by_size(folder):
 
 @pytest.mark.parametrize("signal_", [signal.SIGINT, signal.SIGTERM])
 def test_kill_interrupt_resume_and_retry(tmp_path, signal_):
-    """A killed worker costs one row; ctrl-C keeps what is done; nothing that is done is repeated.
+    """A killed worker costs one row; ctrl-C keeps what is done; no job that is whole is repeated.
 
     `timeout` and schedulers end a run by SIGTERM: the same.
 
-    --retry repeats what failed, and only that.
+    --retry repeats what failed, with those whom it is timed beside.
     """
     (tmp_path / "go-slow").touch()
     process = command(tmp_path)
@@ -239,9 +240,9 @@ def test_kill_interrupt_resume_and_retry(tmp_path, signal_):
     process = command(tmp_path, "--retry")
     said, _ = process.communicate(timeout=60)
     assert process.returncode == 0, said
-    assert "6 entries, 5 recorded already" in said
-    assert by_size(tmp_path) == (right | {(2, "waits"): ("ok", "")}, 7)
+    assert "6 entries, 3 recorded already" in said
+    assert by_size(tmp_path) == (right | {(2, "waits"): ("ok", "")}, 9)
 
     lines = (tmp_path / "out" / "records.jsonl").read_text().splitlines()
     keys = [json.loads(line)["key"] for line in lines]
-    assert len(set(keys)) == 6  # the retried row has the key of the failed one
+    assert len(set(keys)) == 6  # a repeated row has the key of the one before

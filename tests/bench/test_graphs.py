@@ -253,6 +253,17 @@ def test_lasting_heat_ends_the_measurement(monkeypatch):
         bench.measure(0.01)
 
 
+def test_heat_that_comes_and_goes_costs_pauses_alone(monkeypatch):
+    """Each good block renews the patience: every second block may be hot."""
+    monkeypatch.setattr(time, "sleep", lambda _: None)
+    monkeypatch.setattr(sampler, "BLOCK_S", 1e-9)  # one turn a block
+    bench = GraphBench(StandIn(throttled=[("hardware slowdown",), ()] * 6))
+    bench.add(make_call(PREFILL, 0), binds(solver(PREFILL)), deterministic=True)
+    (times,) = bench.measure(0.01)
+    assert times.cold.dropped == 6
+    assert times.cold.count >= 10
+
+
 def test_no_cold_number_without_enough_clones(monkeypatch):
     """Where memory does not hold twice the L2, only the warm number is given."""
     gpu = StandIn(l2_bytes=1 << 28)

@@ -1,0 +1,63 @@
+"""The plan of a run: what is done again, and what is left as it is recorded."""
+
+from dataclasses import replace
+
+import pytest
+
+from mamba3_bench.bench import records
+from mamba3_bench.bench.grid import Axes, problems
+from mamba3_bench.bench.jobs import Entry, Job, Settings
+from mamba3_bench.bench.keys import key
+from mamba3_bench.bench.ledger import Ledger
+from mamba3_bench.bench.rows import blank_row
+
+BACKENDS = ("torch", "reference", "triton")
+ENVIRONMENT = {"device": "cpu"}
+
+
+class Silent:
+    """Watches nothing."""
+
+    def planned(self, total, recorded):
+        pass
+
+
+def planned(path, kind, statuses, *, retry=False):
+    """Backends that are to run again, of one job whose rows have these statuses; None: no row."""
+    (problem,) = problems(Axes())
+    settings = Settings(kind)
+    job = Job(tuple(Entry(problem, backend) for backend in BACKENDS))
+    for entry, status in zip(job.entries, statuses, strict=True):
+        if status is not None:
+            entry = replace(entry, key=key(entry, settings, ENVIRONMENT))
+            row = blank_row(entry, settings, ENVIRONMENT, job.match)
+            reason = "" if status == "ok" else "for this test"
+            records.append(path, replace(row, status=status, reason=reason))
+    queue = Ledger(settings, path, Silent(), retry=retry).plan([job], ENVIRONMENT)
+    return [entry.backend for job in queue for entry in job.entries]
+
+
+@pytest.mark.parametrize(
+    ("kind", "statuses", "again"),
+    [
+        ("sweep", ("ok", "ok", "ok"), ()),
+        ("sweep", ("ok", "ok", None), BACKENDS),  # timed in the same turns
+        ("sweep", ("ok", "timeout", None), ("torch", "triton")),  # what failed is left alone
+        ("sweep", ("ok", "timeout", "ok"), ()),
+        ("sweep", ("wrong", "throttled", "ok"), ("reference", "triton")),
+        ("check", ("ok", "ok", None), ("triton",)),  # not timed: one by one
+        ("tune", ("ok", "ok", None), ("triton",)),  # a race goes on with those left
+    ],
+)
+def test_what_runs_again(tmp_path, kind, statuses, again):
+    """A contest is whole or done again; what was too hot for a time is tried again by itself."""
+    assert planned(tmp_path / "records.jsonl", kind, statuses) == list(again)
+
+
+def test_retry_takes_what_failed(tmp_path):
+    """With those whom it is timed beside."""
+    statuses = ("ok", "wrong", "skipped")
+    assert planned(tmp_path / "records.jsonl", "sweep", statuses, retry=True) == [
+        "torch",
+        "reference",
+    ]
