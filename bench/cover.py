@@ -2,9 +2,10 @@
 
 A rule is a config by a name that means the same in every shape. The times of all rules at all
 shapes of a group of problems are known from the races. The cover is the smallest set of rules of
-which one is within WITHIN of the best at each shape. A shape that was not tuned gets the rule of
-the nearest that was. How well that does is measured by leaving out each shape in turn: its regret
-is the time of the rule that the others would give it, over the best one's, less 1.
+which one is within WITHIN of the best at each shape. A shape that was not tuned gets what the
+look-up finds (`kernels/lookup.py`): the rule of the nearest that was, or the default far from all.
+How well that does is measured by leaving out each shape in turn: its regret is the time of what the
+others would give it, over the best one's, less 1.
 """
 
 import math
@@ -13,13 +14,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
+from ..kernels import lookup
+from ..kernels.lookup import Shape
 from ..kernels.registry import DEFAULT
 from .fields import Candidate, Decision
 
 WITHIN = 0.03
 EXHAUSTIVE = 3  # rules: sets up to this size are all tried, then rules are added one by one
 
-Shape = tuple[int, int]  # B, L
 Times = Mapping[Shape, Mapping[str, float]]  # of each rule, over the default's
 
 
@@ -42,9 +44,11 @@ def cover(times: Times) -> Cover:
     for shape in times if len(times) > 1 else ():
         others = {other: known for other, known in times.items() if other != shape}
         theirs = _rules(others)
-        near = min(others, key=lambda other: _distance(other, shape))
-        rule = min(theirs, key=lambda r: _at(others[near], r))
-        held_out[shape] = _regret(times[shape], rule if rule in times[shape] else DEFAULT)
+        near = others[lookup.nearest(others, *shape)]
+        rule = min(theirs, key=lambda r: _at(near, r))
+        if lookup.outside(others, *shape) is not None or rule not in times[shape]:
+            rule = DEFAULT
+        held_out[shape] = _regret(times[shape], rule)
     return Cover(rules, chosen, regret, held_out)
 
 
@@ -81,10 +85,6 @@ def _regret(known: Mapping[str, float], rule: str) -> float:
     return _at(known, rule) / min(known.values()) - 1
 
 
-def _distance(one: Shape, other: Shape) -> float:
-    return math.hypot(*(math.log2(a / b) for a, b in zip(one, other, strict=True)))
-
-
 def times_of(decision: Decision) -> dict[str, float]:
     """The time of each right candidate over the default's, or without one the fastest's, by rule.
 
@@ -105,10 +105,14 @@ def times_of(decision: Decision) -> dict[str, float]:
 
 
 def _race_us(one: Candidate, beside: Candidate | None = None) -> float:
-    """Median of a candidate's race, over the turns that it shares with another."""
+    """Median of a candidate's race, over the turns that it shares with another, if they ran in the
+    same one: a race that was cut off goes on as another."""
     mine, theirs = one.samples(), None if beside is None else beside.samples()
     assert mine is not None
-    if theirs is None:
+    assert one.raced is not None
+    if beside is None or beside.raced is None or theirs is None:
+        return mine.median
+    if one.raced.match != beside.raced.match:
         return mine.median
     shared = min(len(mine.values), len(theirs.values))
     return statistics.median(mine.values[:shared]) if shared else mine.median

@@ -286,7 +286,8 @@ class Decision:
     def edges(self, one: Candidate) -> list[str]:
         """Numbers in its names that are the lowest or highest tried, of three or more, in words.
 
-        A name has what was varied (`fill=2`); the config, what follows from it at this shape.
+        A name has what was varied (`fill=2`); the config, what follows from it at this shape. None
+        and one are no edge: what is counted ends there by itself.
         """
         tried: dict[str, set[int]] = {}
         for each in self.field.candidates:
@@ -295,6 +296,8 @@ class Decision:
         found = []
         for knob, values in one.knobs.items():
             ends = {min(tried[knob]): "lowest", max(tried[knob]): "highest"}
+            if min(tried[knob]) in (0, 1):
+                del ends[min(tried[knob])]
             if len(tried[knob]) >= 3:
                 reached = values & ends.keys()
                 found += [f"{knob} = {end} is the {ends[end]} tried" for end in sorted(reached)]

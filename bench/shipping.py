@@ -8,15 +8,18 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ..kernels.lookup import FORMAT, WITHOUT, file_name, group_of
+from ..kernels.lookup import FORMAT, WITHOUT, Shape, file_name, group_of
 from ..kernels.toolchain import made_with
 from .cover import Cover, cover, times_of
 from .fields import Candidate, Decision
+from .show import problem_name
+
+Name = tuple[str | None, str, str, str]  # GPU, op, backend, group
 
 
-def covers(decisions: Sequence[Decision]) -> dict[tuple[str, str, str], Cover]:
-    """The cover of each (op, backend, group) that has a right candidate."""
-    groups: dict[tuple[str, str, str], dict[tuple[int, int], dict[str, float]]] = {}
+def covers(decisions: Sequence[Decision]) -> dict[Name, Cover]:
+    """The cover of each group of problems that has a right candidate."""
+    groups: dict[Name, dict[Shape, dict[str, float]]] = {}
     for one in decisions:
         times = times_of(one)
         if times:
@@ -26,9 +29,16 @@ def covers(decisions: Sequence[Decision]) -> dict[tuple[str, str, str], Cover]:
     return {name: cover(times) for name, times in groups.items()}
 
 
-def name_of(one: Decision) -> tuple[str, str, str]:
-    """Op, backend and group of a field."""
-    return one.field.op, one.field.backend, group_of(one.field.problem)
+def name_of(one: Decision) -> Name:
+    """What shapes have in common that share a cover."""
+    field = one.field
+    return field.environment.get("gpu"), field.op, field.backend, group_of(field.problem)
+
+
+def words(name: Name) -> str:
+    """The name of a group of problems as it is printed."""
+    _, op, backend, group = name
+    return f"{backend} {problem_name({'op': op} | json.loads(group))}"
 
 
 def files(decisions: Sequence[Decision]) -> dict[str, dict[str, Any]]:

@@ -148,10 +148,13 @@ def dtype_of(problem: dict[str, Any]) -> str:
 
 
 def problem_name(problem: dict[str, Any]) -> str:
-    """The dims of a problem on one line."""
+    """The dims of a problem on one line; of what problems have in common, those that it has."""
     shown = [f"{dim}={problem[dim]}" for dim in ("B", "L", "H", "P", "N", "R") if dim in problem]
-    if problem["L"] == 1:  # a decode step of a recurrence
+    if problem.get("L") == 1:  # a decode step of a recurrence
         shown.remove("L=1")
+    state = problem.get("state_dtype", "float32")
+    if state != "float32":
+        shown.insert(0, f"h {SHORT.get(state, state)}")
     return " ".join((problem["op"], dtype_of(problem), *shown))
 
 

@@ -238,8 +238,9 @@ def present(page: Console, rows: Sequence[Row], arguments: argparse.Namespace) -
     for one in decisions:
         for text in warnings_of(one):
             page.print(f"[yellow]{escape(text)}[/]", highlight=False, soft_wrap=True)
-    for (op, backend, _), cover in shipping.covers(decisions).items():
-        page.print(f"{backend} {op}: {in_words(cover)}", highlight=False, soft_wrap=True)
+    for name, cover in shipping.covers(decisions).items():
+        text = f"{shipping.words(name)}: {in_words(cover)}"
+        page.print(escape(text), highlight=False, soft_wrap=True)
     out: Path = arguments.out
     contents = shipping.files(decisions)
     written = shipping.write(contents, out / "tuned")

@@ -14,7 +14,7 @@ import json
 import math
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
@@ -33,6 +33,7 @@ WITHOUT = ("B", "L", "pool", "op")  # of a problem: what does not part one group
 MARGIN = 2.0  # a cover holds to this factor beyond the smallest and largest batch and length tuned
 CLEARLY = 1.02  # another backend must be faster by this than the first in order of preference
 
+Shape = tuple[int, int]  # B, L
 How = Literal["exact", "cover", "default"]
 
 
@@ -104,22 +105,29 @@ def _at(shapes: list[dict[str, Any]], B: int, L: int) -> Found:
             if shape["config"] is None:
                 return Found("default", "no candidate was right here", failed=True)
             return Found("exact", _won(shape), shape["config"], us=shape["us"], at=(B, L))
-    right = [shape for shape in shapes if shape["cover"] is not None]
-    for dim, size in (("B", B), ("L", L)):
-        sizes = [shape[dim] for shape in right]
-        if not right or not min(sizes) / MARGIN <= size <= max(sizes) * MARGIN:
-            tuned = f"{min(sizes)} to {max(sizes)}" if right else "nothing"
-            return Found("default", f"{dim} = {size} is outside what was tuned: {tuned}")
-    near = nearest(right, B, L)
+    right = {(one["B"], one["L"]): one for one in shapes if one["cover"] is not None}
+    reason = outside(right, B, L) if right else "no candidate was right in this group"
+    if reason is not None:
+        return Found("default", reason)
+    near = right[nearest(right, B, L)]
     why = f"rule {near['cover']!r} of the cover, as for B = {near['B']}, L = {near['L']}"
     return Found("cover", why, name=near["cover"], us=near["us"], at=(near["B"], near["L"]))
 
 
-def nearest(shapes: list[dict[str, Any]], B: int, L: int) -> dict[str, Any]:
+def outside(shapes: Collection[Shape], B: int, L: int) -> str | None:
+    """Why no rule of a cover holds at a batch and length, or None: they lie within MARGIN of those
+    that were tuned."""
+    for dim, size, sizes in zip("BL", (B, L), zip(*shapes, strict=True), strict=True):
+        if not min(sizes) / MARGIN <= size <= max(sizes) * MARGIN:
+            return f"{dim} = {size} is outside what was tuned: {min(sizes)} to {max(sizes)}"
+    return None
+
+
+def nearest(shapes: Iterable[Shape], B: int, L: int) -> Shape:
     """The shape whose batch and length differ by the least factors."""
 
-    def distance(shape: dict[str, Any]) -> float:
-        return math.hypot(math.log2(shape["B"] / B), math.log2(shape["L"] / L))
+    def distance(shape: Shape) -> float:
+        return math.hypot(math.log2(shape[0] / B), math.log2(shape[1] / L))
 
     return min(shapes, key=distance)
 

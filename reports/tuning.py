@@ -23,7 +23,7 @@ EXPLAINED = (
     "default wins unless something is faster beyond doubt."
 )
 WINNERS = ("problem", "backend", "winner", "us", "of default", "ties", "undecided", "notes")
-COVERS = ("op", "backend", "shapes", "rules", "worst regret", "held out: mean", "held out: worst")
+COVERS = ("problems", "shapes", "rules", "worst regret", "held out: mean", "held out: worst")
 COLUMNS = (
     *("", "config", "us", "confirmed us", "of default", "error / bound", "registers", "spills B"),
     *("shared B", "outcome", "why it did not win"),
@@ -98,11 +98,11 @@ def winner_cells(one: Decision) -> list[str]:
     ]
 
 
-def cover_cells(name: tuple[str, str, str], cover: Cover) -> list[str]:
+def cover_cells(name: shipping.Name, cover: Cover) -> list[str]:
     """The line of a group of problems."""
     held_out = list(cover.held_out.values())
     return [
-        *name[:2],
+        shipping.words(name),
         str(len(cover.chosen)),
         "; ".join(cover.rules),
         f"{max(cover.regret.values()):.1%}",

@@ -33,8 +33,15 @@ def test_shapes_that_differ_need_two_rules():
     assert set(found.rules) == {"short", "long"}
     assert found.chosen == {shape: "short" if shape[1] < 1000 else "long" for shape in times}
     assert found.held_out == dict.fromkeys(times, 0.0)
-    alone = cover({(1, 256): short, (1, 16384): long})
-    assert alone.held_out[1, 256] == pytest.approx(1.4 / 0.5 - 1)
+    apart = cover({(1, 256): short, (1, 512): long})
+    assert apart.held_out[1, 256] == pytest.approx(1.4 / 0.5 - 1)
+
+
+def test_far_from_all_others_a_shape_left_out_has_the_default():
+    """As the look-up has it: beyond twice the range that was tuned no rule holds."""
+    far = cover({(1, 256): {"default": 1.0, "a": 0.5}, (1, 16384): {"default": 1.0, "a": 0.8}})
+    assert far.rules == ("a",)
+    assert far.held_out == {(1, 256): pytest.approx(1.0), (1, 16384): pytest.approx(0.25)}
 
 
 def test_a_rule_that_a_shape_lacks_is_no_cover_of_it():

@@ -150,6 +150,7 @@ def test_edges_are_those_of_the_rules(numbers):
     assert one.winner.index == 2
     assert one.edges(one.winner) == []
     assert one.edges(one.field.candidates[3]) == ["fill = 3 is the highest tried"]
+    assert one.edges(one.field.candidates[1]) == []  # no cut at all: nobody cuts less
 
 
 def test_a_field_for_each_gpu(numbers):
@@ -165,8 +166,11 @@ def test_a_field_for_each_gpu(numbers):
         ),
     ]
     for order in (rows, rows[::-1]):
-        found = {one.field.environment["gpu"]: one.winner.index for one in decide(read(order))}
+        decisions = decide(read(order))
+        found = {one.field.environment["gpu"]: one.winner.index for one in decisions}
         assert found == {tunings.GPU: 1, "NVIDIA H200": 0}
+        rules = {name[0]: cover.rules for name, cover in shipping.covers(decisions).items()}
+        assert rules == {tunings.GPU: ("chunk=64",), "NVIDIA H200": ("default",)}
 
 
 @pytest.mark.parametrize("older", [{"source": "other"}, {"seed": 1}, {"driver": "570.1"}], ids=str)

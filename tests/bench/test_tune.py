@@ -19,8 +19,7 @@ from rich.console import Console
 from mamba3_bench.bench import export, fields, records, tune
 from mamba3_bench.bench.cli import main, parser, read_sides
 from mamba3_bench.bench.jobs import Entry, Job, Place, Settings
-from mamba3_bench.bench.ledger import Ledger, Outcome
-from mamba3_bench.bench.rows import blank_row
+from mamba3_bench.bench.ledger import Outcome
 from mamba3_bench.bench.runner import Runner, Slot
 from mamba3_bench.bench.tune import confirmations
 from mamba3_bench.kernels import registry
@@ -221,24 +220,6 @@ def test_kill_and_resume(tmp_path, monkeypatch):
     assert [one.outcome for one in decision.field.candidates] == [
         "correct", "correct", "correctness", "correct",
     ]  # fmt: skip
-
-
-def test_a_confirmation_is_whole(tmp_path):
-    """If one entry of it is missing, all are timed again, in the same turns; else none is."""
-    jobs = [job(PREFILL, ())]
-    path = tmp_path / "records.jsonl"
-    for kind, again in (("sweep", 3), ("tune", 1)):
-        settings = Settings(kind, plugins=(PLUGIN,))
-        ledger = Ledger(settings, path, Silent())
-        (planned,) = ledger.plan(jobs, {})
-        for entry in planned.entries[:2]:
-            ledger.keep(blank_row(entry, settings, {}, planned.match))
-        resumed = Ledger(settings, path, Silent())
-        (left,) = resumed.plan(jobs, {})
-        assert len(left.entries) == again
-        assert len(resumed.outcome.recorded) == 3 - again
-        ledger.keep(blank_row(planned.entries[2], settings, {}, planned.match))
-        assert not Ledger(settings, path, Silent()).plan(jobs, {})
 
 
 def test_nothing_to_tune(capsys):

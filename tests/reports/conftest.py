@@ -148,6 +148,7 @@ def report(make_row, record, tmp_path_factory) -> Report:
         make_row("tilelang", "compile-failed", dtype=torch.float32),
         make_row("torch", "run-failed", op="decode", B=3),
         make_row("triton", "timeout", op="decode", R=4),
+        make_row("triton", "throttled", op="decode", R=8),
         make_row("triton", "wrong", errors=bad, dtype=torch.float32),
     ]
     folder = tmp_path_factory.mktemp("report")
