@@ -195,7 +195,8 @@ def _tune_options(commands: Any) -> None:
         nargs="+",
         type=Path,
         metavar="FILE",
-        help="decide recorded tunings again and write everything; runs nothing, needs no GPU",
+        help="decide recorded tunings again, all or of --op and --backend, and write everything; "
+        "runs nothing, needs no GPU",
     )
 
 

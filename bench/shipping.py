@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from ..kernels.lookup import FORMAT, WITHOUT, Shape, file_name, group_of
-from ..kernels.toolchain import made_with
+from ..kernels.registry import MODULES, module_name
+from ..kernels.toolchain import made_with, source_hash
 from .cover import Cover, cover, times_of
 from .fields import Candidate, Decision
 from .show import problem_name
@@ -155,6 +156,47 @@ def write(contents: dict[str, dict[str, Any]], folder: Path, *, merge: bool = Fa
         os.replace(beside, path)
         written.append(path)
     return written
+
+
+def usable(contents: dict[str, dict[str, Any]]) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """The tables that this package can use, and why the others are none of them: its look-up takes
+    a winner for the kernel that it was measured with, of a backend that the package has."""
+    ready, reasons = {}, []
+    for gpu, content in contents.items():
+        tables = []
+        for table in content["tables"]:
+            op, backend = table["op"], table["backend"]
+            name = f"{backend} {op} on {gpu}"
+            if (op, backend) not in MODULES:
+                reasons.append(f"not shipped: {name}: this package has no such backend")
+            elif table["fingerprint"]["source"] != source_hash(module_name(op, backend) or ""):
+                reasons.append(f"not shipped: {name}: recorded with another source of the kernel")
+            else:
+                tables.append(table)
+        if tables:
+            ready[gpu] = content | {"tables": tables}
+    return ready, reasons
+
+
+def replaced(contents: dict[str, dict[str, Any]], folder: Path) -> list[str]:
+    """What a folder's files lose to some new ones, in words: tables of another fingerprint."""
+    found = []
+    for gpu, content in contents.items():
+        path = folder / file_name(gpu)
+        old = json.loads(path.read_text(encoding="utf-8"))["tables"] if path.is_file() else []
+        tables = {(table["op"], table["backend"]): table for table in old}
+        for table in content["tables"]:
+            before = tables.get((table["op"], table["backend"]))
+            if before is None or before["fingerprint"] == table["fingerprint"]:
+                continue
+            was, now = before["fingerprint"], table["fingerprint"]
+            differ = sorted(k for k in was.keys() | now.keys() if was.get(k) != now.get(k))
+            count = sum(len(group["shapes"]) for group in before["groups"])
+            found.append(
+                f"{table['backend']} {table['op']}: {count} shapes that were tuned with another "
+                f"{', '.join(differ)} go"
+            )
+    return found
 
 
 def _merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:

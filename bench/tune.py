@@ -42,7 +42,6 @@ from .session import (
     WRONG,
     UsageError,
     absolute,
-    as_typed,
     command_line,
     conclude,
     device_of,
@@ -52,6 +51,7 @@ from .session import (
 )
 
 CONFIRM_S = 0.3  # of samples for each finalist in each confirming process
+REPLAYED = ("--replay", "--out", "--ship", "--op", "--backend")  # options that go together
 
 
 def run(page: Console, arguments: argparse.Namespace, given: Sequence[str]) -> int:
@@ -60,11 +60,7 @@ def run(page: Console, arguments: argparse.Namespace, given: Sequence[str]) -> i
         missing = [str(path) for path in arguments.replay if not path.is_file()]
         if missing:
             raise UsageError(f"no such record file: {', '.join(missing)}")
-        typed = {name for sides in arguments.sides for side in sides for name in side.typed}
-        if typed:
-            names = as_typed(typed)
-            raise UsageError(f"{names}: --replay decides all that is recorded; leave it out")
-        return present(page, records.read(arguments.replay), arguments)
+        return present(page, recorded(arguments, given), arguments)
     plugins.load(arguments.plugin)
     device = device_of(arguments)
     found = [candidates(pair, device, arguments) for pair in pairs(arguments)]
@@ -100,6 +96,31 @@ def run(page: Console, arguments: argparse.Namespace, given: Sequence[str]) -> i
     if confirmed.interrupted:
         return conclude(page, confirmed, records_path(arguments))
     return present(page, rows + raced.all + confirmed.all, arguments)
+
+
+def recorded(arguments: argparse.Namespace, given: Sequence[str]) -> list[Row]:
+    """The rows to decide again; raises UsageError for options that say how to measure."""
+    options = [word.split("=")[0] for word in given if word.startswith("--")]
+    others = [one for one in options if not any(name.startswith(one) for name in REPLAYED)]
+    if others:
+        names = ", ".join(dict.fromkeys(others))
+        raise UsageError(f"{names}: --replay decides what is recorded; leave it out")
+    return [
+        row
+        for row in records.read(arguments.replay)
+        if (arguments.op is None or row.op in arguments.op.split(","))
+        and (arguments.backend is None or row.backend in arguments.backend.split(","))
+    ]
+
+
+def ship(page: Console, contents: dict[str, dict[str, Any]]) -> list[Path]:
+    """Put winners into the package; what cannot be used there, and what goes for it, is said."""
+    ready, reasons = shipping.usable(contents)
+    for text in (*reasons, *shipping.replaced(ready, lookup.SHIPPED)):
+        page.print(f"[yellow]{escape(text)}[/]", highlight=False, soft_wrap=True)
+    if not ready:
+        page.print("nothing to ship")
+    return shipping.write(ready, lookup.SHIPPED, merge=True)
 
 
 def pairs(arguments: argparse.Namespace) -> list[tuple[Problem, str]]:
@@ -247,9 +268,7 @@ def present(page: Console, rows: Sequence[Row], arguments: argparse.Namespace) -
     written += export.write(decisions, out / "export")
     written.append(write_tuning(decisions, out))
     if arguments.ship:
-        written += shipping.write(contents, lookup.SHIPPED, merge=True)
-        if not contents:
-            page.print("nothing to ship: no field of a GPU is decided")
+        written += ship(page, contents)
     for path in written:
         if not path.name.startswith("t4-"):
             page.print(f"written: {path}", highlight=False, soft_wrap=True)

@@ -21,6 +21,7 @@ from mamba3_bench.bench.cli import main, parser, read_sides
 from mamba3_bench.bench.jobs import Entry, Job, Place, Settings
 from mamba3_bench.bench.ledger import Outcome
 from mamba3_bench.bench.runner import Runner, Slot
+from mamba3_bench.bench.session import NOTHING
 from mamba3_bench.bench.tune import confirmations
 from mamba3_bench.kernels import registry
 from mamba3_bench.kernels.problem import Problem
@@ -166,11 +167,22 @@ REQUIRED = {"configuration": dict, "times": dict, "invalidity": str, "correctnes
 INVALIDITY = {"timeout", "compile", "runtime", "correctness", "constraints", "correct"}
 
 
-def test_replay_takes_no_axes(tuned, tmp_path, capsys):
-    """What is decided is what is recorded: an axis would be ignored."""
+@pytest.mark.parametrize("option", ["--batch", "--most", "--seed"])
+def test_replay_takes_no_axes(tuned, tmp_path, capsys, option):
+    """What is decided is what is recorded: an axis, or how to measure, would be ignored."""
     with pytest.raises(SystemExit, match="2"):
-        main(["tune", "--replay", str(tuned), "--batch", "9", "--out", str(tmp_path)])
-    assert "--batch: --replay decides" in capsys.readouterr().err
+        main(["tune", "--replay", str(tuned), option, "9", "--out", str(tmp_path)])
+    assert f"{option}: --replay decides" in capsys.readouterr().err
+
+
+def test_replay_of_some(tuned, tmp_path, capsys):
+    """An op or a backend alone is decided, and its winners alone written."""
+    line = ["tune", "--replay", str(tuned), "--out", str(tmp_path)]
+    assert main([*line, "--op", "decode"]) == 0
+    said = capsys.readouterr().out
+    assert "decode" in said
+    assert "prefill" not in said
+    assert main([*line, "--backend", "triton"]) == NOTHING
 
 
 def test_export_as_t4(decisions):

@@ -249,6 +249,31 @@ def test_merging_keeps_other_groups_of_the_same_toolchain(file, tmp_path):
     assert len(json.loads(path.read_text())["tables"][0]["groups"]) == 1
 
 
+def test_what_a_merge_replaces_is_told(file, tmp_path):
+    """The shapes of another toolchain, with what differs; of the same one, and of none, nothing."""
+    raw, other = (json.loads(file.read_text()) for _ in range(2))
+    assert shipping.replaced({GPU: raw}, tmp_path) == []
+    shipping.write({GPU: raw}, tmp_path)
+    assert shipping.replaced({GPU: raw}, tmp_path) == []
+    other["tables"][0]["fingerprint"]["driver"] = "newer"
+    (said,) = shipping.replaced({GPU: other}, tmp_path)
+    assert said == "triton prefill: 4 shapes that were tuned with another driver go"
+
+
+def test_only_what_the_look_up_would_take_is_shipped(file):
+    """Not a plugin's winners, nor those of a kernel that has changed since."""
+    raw = json.loads(file.read_text())
+    (table,) = raw["tables"]
+    now = table | {"fingerprint": table["fingerprint"] | {"source": toolchain.source_hash(MODULE)}}
+    plugin = table | {"backend": "planted"}
+    ready, reasons = shipping.usable({GPU: raw | {"tables": [now, plugin]}, "other": raw})
+    assert ready == {GPU: raw | {"tables": [now]}}
+    assert reasons == [
+        f"not shipped: planted prefill on {GPU}: this package has no such backend",
+        "not shipped: triton prefill on other: recorded with another source of the kernel",
+    ]
+
+
 def test_equal_winners_read_alike(file, tmp_path):
     """In whatever order they were found."""
     raw = json.loads(file.read_text())
