@@ -138,6 +138,7 @@ class Row:
 
 
 UNREADABLE = (ValueError, TypeError, KeyError, AttributeError)
+BEGIN = b'{"backend": "'  # of every line: its names are sorted
 
 
 def typed(cls: type, raw: dict[str, Any]) -> dict[str, Any]:
@@ -165,25 +166,41 @@ def _kinds(cls: type) -> dict[str, tuple[type, ...]]:
 def append(path: Path, row: Row) -> None:
     """Add a row and make sure it is on disk; a torn last line, left by a crash, is cut off first.
 
-    A last line that lacks only its newline is a whole row and is kept.
+    A last line that lacks only its newline is a whole row and is kept. Raises RecordError, and
+    changes nothing, if the file does not end in its last newline and holds what is no record.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+b") as file:
         fcntl.flock(file, fcntl.LOCK_EX)  # released on close
         line = row.to_json().encode() + b"\n"
-        tail = _torn_tail(file)
+        tail = _tail(file)
         if tail:
-            try:
-                Row.from_json(tail.decode())
-                line = b"\n" + line
-            except UNREADABLE:
+            whole = read([path])
+            if _torn(tail, alone=not whole):
                 file.truncate(file.seek(0, os.SEEK_END) - len(tail))
+            else:
+                line = b"\n" + line
         file.write(line)
         file.flush()
         os.fsync(file.fileno())
 
 
-def _torn_tail(file: BinaryIO) -> bytes:
+def _torn(line: bytes, *, alone: bool) -> bool:
+    """Whether a last line without its newline is the beginning of a row, cut off by a crash.
+
+    What is JSON is whole: a row of another version, or another's file. alone: there is no row
+    before it, and what begins like none may be another's, too.
+    """
+    try:
+        json.loads(line.decode())
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        return not alone or BEGIN.startswith(line[: len(BEGIN)])
+    except ValueError:  # a number of more digits than Python reads
+        return False
+    return False
+
+
+def _tail(file: BinaryIO) -> bytes:
     """What follows the last newline of a file."""
     tail = b""
     position = file.seek(0, os.SEEK_END)
@@ -210,15 +227,18 @@ def read(paths: Iterable[Path]) -> list[Row]:
 
     A name that ends in .gz is unpacked. Raises RecordError for any other line that is none.
     """
-    rows = []
-    for path in paths:
-        lines = _content(path).split(b"\n")
-        for number, line in enumerate(lines, 1):
-            if not line:
-                continue
-            try:
-                rows.append(Row.from_json(line.decode()))
-            except UNREADABLE as error:
-                if number < len(lines):
-                    raise RecordError(path, number, error) from error
+    return [row for path in paths for row in _rows(path)]
+
+
+def _rows(path: Path) -> list[Row]:
+    rows: list[Row] = []
+    lines = _content(path).split(b"\n")
+    for number, line in enumerate(lines, 1):
+        if not line:
+            continue
+        try:
+            rows.append(Row.from_json(line.decode()))
+        except UNREADABLE as error:
+            if number < len(lines) or not _torn(line, alone=not rows):
+                raise RecordError(path, number, error) from error
     return rows

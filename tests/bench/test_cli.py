@@ -153,6 +153,17 @@ def test_a_broken_record(line, tmp_path, capsys):
     assert f"{tmp_path}/records.jsonl:1: not a record" in capsys.readouterr().err
 
 
+def test_a_file_of_somebody_else(tmp_path, capsys):
+    """A run that would write to it ends before it begins, and leaves it as it is."""
+    foreign = tmp_path / "records.jsonl"
+    foreign.write_text('{"weights": [0.5, 0.25]}')
+    with pytest.raises(SystemExit) as end:
+        main(f"check --backend torch --length 4 --device cpu --out {tmp_path}".split())
+    assert end.value.code == 2
+    assert f"{foreign}:1: not a record" in capsys.readouterr().err
+    assert foreign.read_text() == '{"weights": [0.5, 0.25]}'
+
+
 def jobs(line):
     """The jobs of a command line."""
     arguments = parser().parse_args(line.split())

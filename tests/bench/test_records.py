@@ -112,6 +112,48 @@ def test_a_torn_line_longer_than_a_block(path):
     assert [row.key for row in records.read([path])] == ["a", "c"]
 
 
+@pytest.mark.parametrize(
+    "tail",
+    [
+        json.dumps(json.loads(make_row().to_json()) | {"newer": 1}),
+        json.dumps({"weights": [0.5] * 1000}),
+        "[1, 2, 3]",
+        f"[{'9' * 5000}]",
+    ],
+    ids=["newer", "foreign", "list", "digits"],
+)
+@pytest.mark.parametrize("rows", [0, 1])
+def test_a_last_line_that_is_whole_and_no_record_is_kept(path, tail, rows):
+    """A row of a newer version, or another's file: named by who reads it, never cut off."""
+    path.parent.mkdir()
+    whole = f"{make_row().to_json()}\n" * rows + tail
+    path.write_text(whole)
+    for step in (lambda: records.read([path]), lambda: records.append(path, make_row("c"))):
+        with pytest.raises(records.RecordError, match=rf"records\.jsonl:{rows + 1}: not a record"):
+            step()
+    assert path.read_text() == whole
+
+
+@pytest.mark.parametrize("kept", [1, 6, 200])
+def test_a_torn_first_line(path, kept):
+    """A crash in the first row loses that row alone."""
+    path.parent.mkdir()
+    path.write_text(make_row("a").to_json()[:kept])
+    assert records.read([path]) == []
+    records.append(path, make_row("c"))
+    assert [row.key for row in records.read([path])] == ["c"]
+
+
+@pytest.mark.parametrize("text", ["notes of mine", '{"weights": [0.5,', "\0\0"])
+def test_a_file_that_does_not_begin_like_a_row_is_kept(path, text):
+    """It is another's, and no crash of ours made it."""
+    path.parent.mkdir()
+    path.write_text(text)
+    with pytest.raises(records.RecordError, match=r"records\.jsonl:1: not a record"):
+        records.append(path, make_row("c"))
+    assert path.read_text() == text
+
+
 def test_packed_records(path):
     """The same rows; a file that is only named so, or cut off, is named."""
     for key in ("a", "b"):
