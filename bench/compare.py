@@ -23,7 +23,7 @@ from typing import Any, Literal, Self, get_args
 from . import estimate
 from .estimate import Noise, Point
 from .records import TIMED, Row
-from .sides import Kind, Timed, grouped, namer, timed
+from .sides import Kind, Timed, distinct, grouped, namer, timed
 
 Case = Literal["same", "faster", "cannot tell", "slower", "not measured", "wrong"]
 CASES: tuple[Case, ...] = get_args(Case)  # from the best to the worst
@@ -102,6 +102,7 @@ class Comparison:
     added: int  # shapes that NEW alone has measured
     untimed: int  # shapes that are right on both sides and have a time on none
     differing: dict[str, tuple[str, str]]  # what differs between the environments
+    copies: int  # rows that another file of their side has as they are: not counted again
 
     @property
     def counts(self) -> dict[Case, int]:
@@ -145,6 +146,7 @@ def compare(
 ) -> Comparison:
     """Compare two sides; each is one or more runs, whose rows of one thing are its repeats."""
     asked = asked or Asked()
+    (old, copies), (new, others) = distinct(old), distinct(new)
     name = namer(old, new, asked.by_config)
     sides = grouped(old, name), grouped(new, name)
     duels = [
@@ -163,7 +165,16 @@ def compare(
         line = _line(duel, noise, asked, max(judged, 1))
         untimed += line is None
         lines += [line] if line else []
-    return Comparison(asked, noise, lines, _means(lines), added, untimed, _differing(old, new))
+    return Comparison(
+        asked=asked,
+        noise=noise,
+        lines=lines,
+        means=_means(lines),
+        added=added,
+        untimed=untimed,
+        differing=_differing(old, new),
+        copies=copies + others,
+    )
 
 
 def _noise(duels: Iterable[Duel], asked: Asked) -> dict[str, Noise]:

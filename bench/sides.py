@@ -44,6 +44,27 @@ def load(path: Path) -> list[list[Row]]:
     return runs
 
 
+def distinct(runs: Sequence[Run]) -> tuple[list[list[Row]], int]:
+    """Runs without the rows that a run before has as they are, and how many those are.
+
+    Equal to the last digit of each sample, they are copies of a file and not another process.
+    """
+    found, copies = [], 0
+    seen: dict[str, list[Row]] = {}  # by key
+    for run in runs:
+        fresh = [row for row in run if not _among(row, seen.get(row.key, ()))]
+        found.append(fresh)
+        copies += len(run) - len(fresh)
+        for row in fresh:
+            seen.setdefault(row.key, []).append(row)
+    return found, copies
+
+
+def _among(row: Row, others: Sequence[Row]) -> bool:
+    """Whether a row is one of some, as text: NaN is no reason to count it again."""
+    return any(row.to_json() == other.to_json() for other in others)
+
+
 @dataclass(frozen=True, slots=True)
 class Timed:
     """One kind of time of one thing on one side, by process."""

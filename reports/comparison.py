@@ -69,6 +69,8 @@ def notes(found: Comparison) -> list[str]:
         said.append(f"{found.added} shapes work in NEW alone.")
     if found.untimed:
         said.append(f"{found.untimed} shapes are right on both sides and timed on none.")
+    if found.copies:
+        said.append(f"{found.copies} rows are copies of others of their side, and do not count.")
     said += [f"{name}: {old} -> {new}" for name, (old, new) in found.differing.items()]
     return said
 
@@ -195,6 +197,7 @@ def as_json(found: Comparison, passing: Sequence[Case] = PASSING) -> str:
         "means": [asdict(mean) for mean in found.means],
         "added": found.added,
         "untimed": found.untimed,
+        "copies": found.copies,
         "differing": found.differing,
         "lines": [asdict(line) for line in ordered(found)],
     }

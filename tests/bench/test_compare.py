@@ -1,7 +1,9 @@
 """OLD against NEW: each case, its exit code, and how often verdicts are wrong."""
 
+import gzip
 import json
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -319,3 +321,27 @@ def test_runs_of_one_folder_are_repeats(folder, tmp_path):
     (line,) = compare(runs, load(tmp_path / "new")).lines
     assert line.effect.processes == (2, 1)
     assert line.effect.old_us == pytest.approx(math.sqrt(100 * 104), rel=1e-3)
+
+
+def test_copies_are_no_repeats(folder, tmp_path, capsys):
+    """A packed and a renamed copy change no verdict and no interval, and are said."""
+    problems = [PROBLEM | {"B": b} for b in range(4, 12)]
+    bad = {"errors": {"y": records.Error(math.nan, 1.0, math.nan, 1.0)}}
+    sides = folder(
+        [row(100.0, problem=p) for p in problems],
+        [*(row(101.5, problem=p) for p in problems), row(status="wrong", **bad)],
+    )
+    once, to = compare(*map(load, map(Path, sides))), tmp_path / "to.json"
+    for side in sides:
+        file = Path(side) / "deep" / "records.jsonl"
+        (file.parent / "records.jsonl.gz").write_bytes(gzip.compress(file.read_bytes()))
+        shutil.copy(file, Path(side) / "again.jsonl")
+    assert main(["compare", *sides, "--json", str(to)]) == EXIT["wrong"]
+    assert "34 rows are copies of others of their side" in capsys.readouterr().out
+    found = json.loads(to.read_text())
+    assert found["copies"] == 34
+    assert found["counts"] == once.counts == {"wrong": 1, "cannot tell": 8}
+    effects = [line["effect"] for line in found["lines"] if line["effect"]]
+    assert {tuple(effect["processes"]) for effect in effects} == {(1, 1)}
+    assert not found["noise"]["cuda"]["measured"]
+    assert once.copies == 0
