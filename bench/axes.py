@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 
 DIGITS = 18  # of a number: it has 64 bits
-MOST = 100_000  # values of one range
+LARGEST = 2**63 - 1  # of what a table holds as a whole number
+MOST = 100_000  # values of one range, and points of one grid
 
 
 class AxisError(ValueError):

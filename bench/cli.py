@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .axes import AxisError, numbers, shortened, whole, words
+from .axes import LARGEST, AxisError, numbers, shortened, whole, words
 from .presets import PRESETS, Contender, Match, Side, sides
 
 EPILOG = """examples:
@@ -274,6 +274,19 @@ def positive(text: str) -> int:
     return value
 
 
+def seed(text: str) -> int:
+    """A whole number that fits into the 64 bits of a table's column."""
+    try:
+        value = int(text)
+    except ValueError:
+        value = LARGEST + 1
+    if not -LARGEST <= value <= LARGEST:
+        raise argparse.ArgumentTypeError(
+            f"expected a whole number from -2^63 + 1 to 2^63 - 1, got {shortened(text)!r}"
+        )
+    return value
+
+
 def seconds(text: str) -> float:
     """A time that is more than nothing, and that a process can wait for."""
     try:
@@ -322,7 +335,13 @@ def _run_options(command: argparse.ArgumentParser, out: str | None) -> None:
     run = command.add_argument_group("run")
     where = f"folder of records.jsonl ({out})" if out else "folder of records.jsonl; none if absent"
     run.add_argument("--out", type=Path, default=out and Path(out), help=where)
-    run.add_argument("--seed", type=int, default=0, help="of inputs and of the rows verified (0)")
+    run.add_argument(
+        "--seed",
+        type=seed,
+        default=0,
+        metavar="N",
+        help="of inputs and of the rows verified; 64 bits (0)",
+    )
     run.add_argument("--retry", action="store_true", help="run again what failed before")
     run.add_argument(
         "--timeout",
@@ -359,7 +378,7 @@ def read_sides(arguments: argparse.Namespace) -> list[list[Side]]:
         given = getattr(arguments, name.replace("-", "_"))
         if given is not None:
             typed[name.replace("-", "_")] = given
-    ops = words("op", arguments.op, OPS) if arguments.op else ()
+    ops = () if arguments.op is None else words("op", arguments.op, ops_of(arguments.preset))
     matches: tuple[Match, ...] = (Match({}, tuple(Contender(op) for op in ops or ("prefill",))),)
     if arguments.preset:
         matches = PRESETS[arguments.preset].matches
@@ -368,6 +387,14 @@ def read_sides(arguments: argparse.Namespace) -> list[list[Side]]:
     elif ops and set(ops) <= set(TOKENLESS) and "length" in typed:
         raise AxisError("length", f"no length for {arguments.op}", typed["length"], "leave it out")
     return [found for match in matches for found in sides(match, typed, read_axis)]
+
+
+def ops_of(preset: str | None) -> tuple[str, ...]:
+    """The ops that a preset has; all without one."""
+    if preset is None:
+        return OPS
+    there = {one.op for match in PRESETS[preset].matches for one in match.contenders}
+    return tuple(op for op in OPS if op in there)
 
 
 def only(ops: Sequence[str], match: Match) -> Match:

@@ -6,9 +6,12 @@ own, or scale a shared one: `*2` is twice the shared value.
 """
 
 import itertools
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+from .axes import MOST, AxisError
 
 Values = dict[str, tuple[Any, ...]]  # by axis
 ORDER = (  # of the points of a grid: neighbours share compiled kernels
@@ -198,10 +201,16 @@ def sides(
 ) -> Iterator[list[Side]]:
     """The contenders at each point of a match; what is typed wins over the match's shared axes.
 
-    read: the values of an axis, from its name and text.
+    read: the values of an axis, from its name and text. Raises AxisError for too many points,
+    before the first is made.
     """
     shared = {name: read(name, text) for name, text in {**match.axes, **typed}.items()}
     names = [name for name in ORDER if name in shared]
+    points = math.prod(len(shared[name]) for name in names)
+    if points > MOST:
+        several = [name.replace("_", "-") for name in names if len(shared[name]) > 1]
+        expected = f"grids of at most {MOST} points"
+        raise AxisError(", --".join(several), expected, str(points), "take fewer values")
     rest = {name: values for name, values in shared.items() if name not in ORDER}
     for point in itertools.product(*(shared[name] for name in names)):
         at: Values = rest | {name: (value,) for name, value in zip(names, point, strict=True)}

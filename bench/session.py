@@ -15,12 +15,12 @@ import torch
 from rich.console import Console
 
 from ..kernels import registry
-from ..kernels.family import family
+from ..kernels.family import Problem, family
 from ..kernels.problem import OpName
 from ..kernels.registry import config_dict
 from . import show
 from .ahead import compile_ahead, rehearse
-from .axes import shortened, whole
+from .axes import LARGEST, shortened, whole
 from .grid import Axes, problems
 from .jobs import Entry, Job, Kind, Settings
 from .ledger import FAILED, Outcome, Slot
@@ -38,6 +38,7 @@ class UsageError(Exception):
 def make_jobs(points: Sequence[Sequence[Side]], asked: str | None) -> list[Job]:
     """One job per point of a grid, with those who meet there; raises UsageError and OptionError.
 
+    A problem whose bytes or FLOPs no table can hold is refused.
     asked: the backends named, of those that the grid has; None for all.
     """
     jobs = []
@@ -49,6 +50,7 @@ def make_jobs(points: Sequence[Sequence[Side]], asked: str | None) -> list[Job]:
                 raise UsageError(f"{as_typed(unknown)}: {side.op} has no such axis; leave it out")
             names = backends_of(side, asked, alone=len(sides) == 1)
             grid = problems(Axes(op=side.op, **side.axes))
+            refuse_too_large(grid)
             entries += [Entry(problem, name) for problem in grid for name in names]
         if entries:
             jobs.append(Job(tuple(dict.fromkeys(entries))))
@@ -56,6 +58,14 @@ def make_jobs(points: Sequence[Sequence[Side]], asked: str | None) -> list[Job]:
     if not jobs:
         raise UsageError(f"--backend: nobody of {asked} is in this grid")
     return list(dict.fromkeys(jobs))
+
+
+def refuse_too_large(grid: Sequence[Problem]) -> None:
+    """Raise UsageError for a problem that needs more than 64 bits to be told."""
+    for problem in grid:
+        if max(problem.bytes, problem.flops) > LARGEST:
+            name = show.problem_name(problem.as_dict())
+            raise UsageError(f"{name}: too large: its bytes and FLOPs must be less than 2^63")
 
 
 def as_typed(axes: Iterable[str]) -> str:

@@ -91,6 +91,23 @@ def test_help_imports_nothing_heavy():
         (f"sweep --repeat {'9' * 5000}", "--repeat: expected a whole number of at least 1, got"),
         (f"check --batch {'9' * 5000}", "--batch: expected numbers of at most 18 digits, got"),
         ("check --batch 1:1000000000:+1", "--batch: expected ranges of at most 100000 values"),
+        (
+            "check --batch 1:100000:+1 --length 1:1000:+1",
+            "--batch, --length: expected grids of at most 100000 points, got '100000000'; take",
+        ),
+        (
+            "check --batch 999999999999999999 --length 999999999999999999",
+            "prefill bf16 B=999999999999999999 L=999999999999999999 H=64 P=64 N=128 R=1: too large",
+        ),
+        ("why --batch 999999999999999999 --length 999999999999999999", "must be less than 2^63"),
+        (f"sweep --seed {2**63}", "--seed: expected a whole number from -2^63 + 1 to 2^63 - 1"),
+        (f"sweep --seed {'9' * 5000}", "--seed: expected a whole number from"),
+        ("sweep --seed 1.5", "2^63 - 1, got '1.5'"),
+        (
+            "check --op attention.prefill --preset h100-prefill",
+            "--op: expected words out of prefill, got 'attention.prefill'",
+        ),
+        ("check --op=", "--op: expected words out of prefill, decode"),
         ("check --colour red", "unrecognized arguments: --colour red"),
         ("report nowhere.jsonl", "no such record file: nowhere.jsonl"),
         ("report /dev/null", "no such record file: /dev/null"),

@@ -10,10 +10,12 @@ from io import StringIO
 from pathlib import Path
 from typing import get_args
 
+import pandas as pd
 import pytest
 import torch
 from rich.console import Console
 
+from mamba3_bench.bench.axes import LARGEST
 from mamba3_bench.bench.budget import SelfTest, SelfTestError
 from mamba3_bench.bench.records import Error, Status
 from mamba3_bench.reports import latency as latency_module
@@ -103,6 +105,14 @@ def test_an_ok_row_may_have_a_reason_too(make_row, record, tmp_path: Path) -> No
     row = make_row(reason="no device time: it cannot be captured")
     page = Page(write([record([row])], tmp_path)[-1].read_text())
     assert page.text.count("no device time: it cannot be captured") == 2  # there and in its row
+
+
+def test_the_largest_numbers_that_are_taken(make_row, record, tmp_path: Path) -> None:
+    """A table holds the seed, bytes and FLOPs of whatever the command line lets pass."""
+    most = {"seed": LARGEST, "bytes": LARGEST, "flops": LARGEST}
+    write([record([replace(make_row(cold=41.25), **most), make_row()])], tmp_path)
+    table = pd.read_parquet(tmp_path / "table.parquet")
+    assert {name: int(table[name][0]) for name in most} == most
 
 
 def test_interpreted_kernels_are_called_so(make_row, record, tmp_path: Path) -> None:
