@@ -7,6 +7,7 @@ an interrupted run resumes; everything a report shows is in the rows.
 import fcntl
 import gzip
 import json
+import math
 import os
 import zlib
 from collections.abc import Iterable
@@ -60,6 +61,11 @@ class Samples:
     count: int
     dropped: int = 0  # throttled samples, not counted above
     values: tuple[float, ...] = ()  # five digits each; empty in records from before they were kept
+
+    def __post_init__(self) -> None:
+        for value in (self.median, self.q1, self.q3, *self.values):
+            if not 0 < value < math.inf:
+                raise ValueError(f"a time: expected more than 0 us, and finite, got {value}")
 
     @classmethod
     def from_dict(cls, raw: dict[str, Any]) -> Self:
@@ -123,12 +129,13 @@ class Row:
     def from_json(cls, text: str) -> Self:
         """The row of one line; raises one of UNREADABLE."""
         raw = json.loads(text)
-        errors = raw["errors"].items()
+        errors = raw.get("errors", {}).items()
         raw["errors"] = {name: Error(**typed(Error, error)) for name, error in errors}
-        if raw["times"] is not None:
-            times = raw["times"]
+        times = raw.get("times")
+        if times is not None:
             for name in ("cold", "warm", "host"):
-                times[name] = times[name] and Samples.from_dict(times[name])
+                if times.get(name) is not None:
+                    times[name] = Samples.from_dict(times[name])
             raw["times"] = Times(**typed(Times, times))
         return cls(**typed(cls, raw))
 

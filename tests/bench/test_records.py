@@ -183,7 +183,8 @@ def test_a_broken_line_inside_is_an_error(path):
     [
         ("errors", [], "'list' object has no attribute 'items'"),
         ("errors", {"y": {"l2": "?", "l2_bound": 1, "largest": 1, "largest_bound": 1}}, "l2: exp"),
-        ("times", 3, "not subscriptable"),
+        ("times", 3, "'int' object has no attribute 'get'"),
+        ("times", {"device": "cpu", "warm": None}, "required positional argument: 'cold'"),
         ("problem", [], "problem: expected dict, got list"),
         ("key", [], "key: expected str, got list"),
         ("bytes", "many", "bytes: expected int, got str"),
@@ -197,3 +198,27 @@ def test_a_field_of_another_type_is_an_error(path, field, value, says):
     with pytest.raises(records.RecordError, match=r"records\.jsonl:1: not a record: ") as caught:
         records.read([path])
     assert says in str(caught.value)
+
+
+@pytest.mark.parametrize("field", ["median", "q1", "q3", "values"])
+@pytest.mark.parametrize("us", [0.0, -1.0, math.nan, math.inf])
+def test_a_time_is_more_than_nothing(path, field, us):
+    """Whoever takes a logarithm of it can; neither made nor read otherwise."""
+    value = (1.0, us) if field == "values" else us
+    with pytest.raises(ValueError, match="a time: expected more than 0 us, and finite, got"):
+        replace(TIMES.cold, **{field: value})
+    forged = json.loads(make_row().to_json())
+    forged["times"]["cold"][field] = value
+    path.parent.mkdir()
+    path.write_text(json.dumps(forged) + "\n")
+    with pytest.raises(records.RecordError, match=r"records\.jsonl:1: not a record: a time: exp"):
+        records.read([path])
+
+
+def test_what_a_row_need_not_say(path):
+    """Fields that have a default may be absent, those of its times, too."""
+    raw = json.loads(make_row(errors={}).to_json())
+    del raw["errors"], raw["times"]["host"], raw["times"]["cold"]["values"]
+    path.parent.mkdir()
+    path.write_text(json.dumps(raw) + "\n")
+    assert records.read([path]) == [make_row(errors={})]
