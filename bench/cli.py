@@ -1,7 +1,9 @@
 """The command line. Nothing heavy is imported before a command runs: --help answers at once."""
 
 import argparse
+import io
 import math
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -145,7 +147,7 @@ def parser() -> argparse.ArgumentParser:
     )
     _compare_options(commands)
     report = add("report", "tables, plots and one page from record files")
-    report.add_argument("records", nargs="+", type=Path, help="record files (records.jsonl)")
+    report.add_argument("records", nargs="+", type=Path, help="records.jsonl, or folders with some")
     report.add_argument("--out", type=Path, default=Path("runs/report"), help="folder to write to")
     return top
 
@@ -413,13 +415,30 @@ def read_axis(name: str, text: str) -> tuple[Any, ...]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns its exit code.
+    """Run one command; returns its exit code, as EPILOG and those of the commands list them.
 
     As the program itself, without argv, it takes a SIGTERM for a ctrl-C: what is done is kept.
+    Letters that a terminal does not have are then shown as `?`.
     """
     if argv is None:
         signal.signal(signal.SIGTERM, signal.default_int_handler)
-    given = sys.argv[1:] if argv is None else list(argv)
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="replace")
+    try:
+        code = _run(sys.argv[1:] if argv is None else list(argv))
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted\n")
+        return 130
+    except OSError as error:  # any other has become a message already
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at the end
+        sys.stderr.write(f"error: standard output: {error}\n")
+        return 1
+    return code
+
+
+def _run(given: list[str]) -> int:
     top = parser()
     arguments = top.parse_args(given)
     try:

@@ -37,7 +37,7 @@ from .session import (
     records_path,
     resource_jobs,
 )
-from .sides import NoRecords, load
+from .sides import NoRecords, load, record_files
 
 MANY = 2000  # entries: ask first
 
@@ -70,7 +70,7 @@ def run(arguments: argparse.Namespace, given: Sequence[str]) -> int:
                 return selftest.run(page, arguments, given)
             case _:
                 return measure(page, arguments, given)
-    except (OptionError, RecordError, SelfTestError) as error:
+    except (NoRecords, OptionError, RecordError, SelfTestError) as error:
         raise UsageError(str(error)) from error
     except (RunError, ImportError, OSError) as error:  # OSError: a folder that cannot be written
         page.print(f"[bold red]error[/]: {escape(str(error))}", soft_wrap=True)
@@ -158,15 +158,18 @@ def resources(page: Console, arguments: argparse.Namespace, given: Sequence[str]
 
 
 def report(page: Console, paths: Sequence[Path], out: Path) -> int:
-    """Make tables, plots and the page from record files; raises UsageError for missing ones."""
-    missing = [path for path in paths if not path.is_file()]
+    """Make tables, plots and the page from record files, and from those below folders.
+
+    Raises UsageError for missing ones, NoRecords without rows.
+    """
+    files = [file for path in paths for file in record_files(path)]
+    missing = [file for file in files if not file.is_file()]
     if missing:
         raise UsageError(f"no such record file: {', '.join(map(str, missing))}")
-    try:
-        show_report(page, paths)
-        write_report(page, paths, out)
-    except ValueError as error:  # a file without rows, or with a line that is none
-        raise UsageError(str(error)) from error
+    if not files:
+        raise NoRecords(*paths)
+    show_report(page, files)
+    write_report(page, files, out)
     return RIGHT
 
 
@@ -180,10 +183,7 @@ def compare(page: Console, arguments: argparse.Namespace) -> int:
         by_config=arguments.by_config,
     )
     passing = passing_cases(arguments.passing)
-    try:
-        old, new = (chosen(load(path), arguments) for path in (arguments.old, arguments.new))
-    except (NoRecords, ValueError) as error:
-        raise UsageError(str(error)) from error
+    old, new = (chosen(load(path), arguments) for path in (arguments.old, arguments.new))
     found = compare_runs(old, new, asked)
     forms = {"markdown": arguments.markdown, "json": arguments.json}
     if "-" not in map(str, forms.values()):

@@ -1,6 +1,8 @@
 """What a run looks like on a terminal: progress with the time left, and tables."""
 
 import math
+import os
+import sys
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -35,10 +37,19 @@ WORTH_TELLING_S = 10.0  # of a run: where its time went
 WIDE = 132  # columns where there is no terminal to ask
 
 
+class Page(Console):
+    """A console whose reader may leave, as `head` does: the command goes on without being heard."""
+
+    def on_broken_pipe(self) -> None:
+        """Print nothing more; what is still to be flushed goes nowhere."""
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def console() -> Console:
     """The terminal, or a wide page where the output goes to a file."""
-    found = Console()
-    return found if found.is_terminal else Console(width=WIDE)
+    found = Page()
+    return found if found.is_terminal else Page(width=WIDE)
 
 
 class Watch:

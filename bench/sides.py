@@ -19,24 +19,30 @@ Key = tuple[str, str, str, str]  # op, backend, problem, config
 
 
 class NoRecords(ValueError):
-    """There is nothing to compare on one side."""
+    """There is nothing to report, or to compare on one side."""
 
-    def __init__(self, path: Path) -> None:
-        super().__init__(f"no records in {path}: name a records.jsonl, or a folder that holds some")
+    def __init__(self, *paths: Path) -> None:
+        names = ", ".join(map(str, paths)) or "no files"
+        super().__init__(
+            f"no records in {names}: name a records.jsonl, or a folder that holds some"
+        )
+
+
+def record_files(path: Path) -> list[Path]:
+    """One file, or all `*.jsonl` and `*.jsonl.gz` below a folder."""
+    if not path.is_dir():
+        return [path]
+    return sorted(file for name in ("*.jsonl", "*.jsonl.gz") for file in path.rglob(name))
 
 
 def load(path: Path) -> list[list[Row]]:
-    """The rows of each record file: one file, or all `*.jsonl` and `*.jsonl.gz` below a
-    folder; of a key the last row counts.
+    """The rows of each record file, as `record_files` finds them; of a key the last row counts.
 
     What only led a tuning to its finalists is left out. Raises NoRecords.
     """
-    names = ("*.jsonl", "*.jsonl.gz")
-    below = sorted(file for name in names for file in path.rglob(name))
-    files = below if path.is_dir() else [path]
     runs = [
         [r for r in {row.key: row for row in records.read([f])}.values() if not r.screening]
-        for f in files
+        for f in record_files(path)
         if f.exists()
     ]
     if not any(runs):

@@ -7,6 +7,7 @@ import pandas as pd
 from rich.console import Console
 
 from ..bench.records import Row, read
+from ..bench.sides import NoRecords
 from . import contest
 from .accuracy import accuracy
 from .averages import averages
@@ -35,27 +36,19 @@ from .terminal import show as show_frame
 from .versus import contests
 
 
-class NoRecordsError(ValueError):
-    """There is nothing to report."""
-
-    def __init__(self, paths: list[Path]) -> None:
-        names = ", ".join(map(str, paths)) or "no files given"
-        super().__init__(f"no records to report: {names}; run a check or a sweep first")
-
-
 def write(record_paths: list[Path], out: Path) -> list[Path]:
     """Write the report of some record files into a folder; returns the files written.
 
     table.md holds every row, NAME.csv and NAME.parquet each table, figures/ each figure as PNG and
     SVG, and index.html all of it, with the self-test that lies beside the records. Raises
-    NoRecordsError without rows, ValueError for a line or a self-test that is none; then nothing is
-    written.
+    NoRecords without rows, RecordError or SelfTestError for a line or a self-test that is none;
+    then nothing is written.
     """
     rows, table = _load(record_paths)
     selftests = found(record_paths)
     out.mkdir(parents=True, exist_ok=True)
     written = [out / "table.md"]
-    written[0].write_text(_markdown(rows, table))
+    written[0].write_text(_markdown(rows, table), encoding="utf-8")
     for name, data in tables(rows, table).items():
         written += [out / f"{name}.csv", out / f"{name}.parquet"]
         data.to_csv(written[-2], index=False)
@@ -101,7 +94,7 @@ def _load(record_paths: list[Path]) -> tuple[list[Row], pd.DataFrame]:
     last = {row.key: row for row in read(record_paths)}.values()
     rows = [row for row in last if not row.screening]
     if not rows:
-        raise NoRecordsError(record_paths)
+        raise NoRecords(*record_paths)
     return rows, frame(rows)
 
 

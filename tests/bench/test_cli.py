@@ -134,6 +134,18 @@ def test_gpus_by_number():
             numbers_below(text, 2)
 
 
+@pytest.mark.parametrize("command", ["list", "doctor", "check --backend torch"])
+def test_an_interrupt_outside_a_run(command, monkeypatch, capsys):
+    """The exit code that the help promises, and no traceback."""
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("mamba3_bench.bench.peers.register", interrupted)
+    assert main(command.split()) == 130
+    assert capsys.readouterr().err == "interrupted\n"
+
+
 @pytest.mark.parametrize("line", ["check --plugin nowhere.py", "check --plugin no_such_module"])
 def test_missing_plugin(line, capsys):
     """One line and exit code 1, no traceback."""

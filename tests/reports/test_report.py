@@ -1,9 +1,12 @@
 """The written report: complete, self-contained, honest, whatever the rows are."""
 
+import gzip
 import json
+import os
 import re
 import shutil
 import subprocess
+import sys
 from dataclasses import replace
 from html.parser import HTMLParser
 from io import StringIO
@@ -17,13 +20,15 @@ from rich.console import Console
 
 from mamba3_bench.bench.axes import LARGEST
 from mamba3_bench.bench.budget import SelfTest, SelfTestError
+from mamba3_bench.bench.cli import main
 from mamba3_bench.bench.records import Error, Status
+from mamba3_bench.bench.sides import NoRecords
 from mamba3_bench.reports import latency as latency_module
 from mamba3_bench.reports.accuracy import accuracy
 from mamba3_bench.reports.frame import frame
 from mamba3_bench.reports.ink import inks
 from mamba3_bench.reports.latency import latency
-from mamba3_bench.reports.main import NoRecordsError, show, write
+from mamba3_bench.reports.main import show, write
 from mamba3_bench.reports.rank import rank
 from mamba3_bench.reports.roofline import roofline
 from mamba3_bench.reports.shares import errors, shares
@@ -113,6 +118,75 @@ def test_the_largest_numbers_that_are_taken(make_row, record, tmp_path: Path) ->
     write([record([replace(make_row(cold=41.25), **most), make_row()])], tmp_path)
     table = pd.read_parquet(tmp_path / "table.parquet")
     assert {name: int(table[name][0]) for name in most} == most
+
+
+def test_a_folder_stands_for_its_record_files(make_row, record, tmp_path: Path, capsys) -> None:
+    """The files below it, packed ones too; an empty one, or one without rows, is a bad argument."""
+    rows = [make_row(cold=41.25), make_row(cold=80.5, L=131)]
+    file = record(rows[:1])
+    (file.parent / "deep").mkdir()
+    packed = gzip.compress(record(rows[1:]).read_bytes())
+    (file.parent / "deep" / "records.jsonl.gz").write_bytes(packed)
+    assert main(["report", str(file.parent), "--out", str(tmp_path / "out")]) == 0
+    assert set(pd.read_parquet(tmp_path / "out" / "table.parquet")["key"]) == {r.key for r in rows}
+    capsys.readouterr()
+    for empty in (tmp_path / "empty", record([]).parent):
+        empty.mkdir(exist_ok=True)
+        with pytest.raises(SystemExit) as end:
+            main(["report", str(empty), "--out", str(tmp_path / "none")])
+        assert end.value.code == 2
+        assert f"no records in {empty}" in capsys.readouterr().err
+        assert not (tmp_path / "none").exists()
+
+
+def test_a_terminal_without_utf8(report, tmp_path: Path) -> None:
+    """It shows what it can; files are UTF-8 all the same."""
+    plain = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    plain.pop("PYTHONIOENCODING", None)
+    line = ["report", str(report.records), "--out", str(tmp_path)]
+    command = [sys.executable, "-m", "mamba3_bench", *line]
+    done = subprocess.run(command, env=plain, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert b"?" in done.stdout
+    assert done.stdout.isascii()
+    assert (tmp_path / "table.md").read_bytes() == (report.folder / "table.md").read_bytes()
+
+
+def test_an_error_of_the_reports_is_none_of_the_arguments(
+    report, tmp_path: Path, monkeypatch
+) -> None:
+    """Only what is wrong with the files named is told as that."""
+
+    def broken(*_: object) -> None:
+        raise ValueError("math domain error")
+
+    monkeypatch.setattr("mamba3_bench.reports.main.show_frame", broken)
+    with pytest.raises(ValueError, match="math domain error"):
+        main(["report", str(report.records), "--out", str(tmp_path)])
+
+
+@pytest.mark.parametrize("line", ["report {0} --out {1}", "compare {0} {0} --json -"])
+def test_a_full_disk_behind_stdout(report, line, tmp_path: Path) -> None:
+    """One line on stderr and exit code 1, no traceback."""
+    given = line.format(report.records, tmp_path).split()
+    command = [sys.executable, "-m", "mamba3_bench", *given]
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1), done.stderr
+    assert done.stderr.startswith("error: standard output: ")
+
+
+def test_a_reader_who_leaves(report, tmp_path: Path) -> None:
+    """What is to be written is written, and the exit code stays that of the command."""
+    command = [sys.executable, "-m", "mamba3_bench", "report", str(report.records)]
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [*command, "--out", str(tmp_path)], stdout=writer, stderr=subprocess.PIPE, check=False
+    )
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert (tmp_path / "index.html").exists()
 
 
 def test_interpreted_kernels_are_called_so(make_row, record, tmp_path: Path) -> None:
@@ -222,7 +296,7 @@ def test_no_records_is_an_error_that_says_what_to_do(tmp_path: Path, paths: list
     """Nothing is written when there is nothing to report."""
     for name in paths:
         (tmp_path / name).touch()
-    with pytest.raises(NoRecordsError, match="run a check or a sweep first"):
+    with pytest.raises(NoRecords, match=r"no records in .*a folder that holds some"):
         write([tmp_path / name for name in paths], tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
