@@ -6,8 +6,9 @@ import math
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from .axes import LARGEST, AxisError, numbers, shortened, whole, words
@@ -421,13 +422,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     Letters that a terminal does not have are then shown as `?`.
     """
     if argv is None:
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        _listen(_leave)
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper):
                 stream.reconfigure(errors="replace")
+    given = sys.argv[1:] if argv is None else list(argv)
+    top = parser()
+    arguments = top.parse_args(given)
     try:
-        code = _run(sys.argv[1:] if argv is None else list(argv))
+        if arguments.command in ("check", "sweep", "tune", "why", "resources"):
+            arguments.sides = read_sides(arguments)
+    except AxisError as error:
+        top.error(str(error))
+    from . import commands  # torch and rich are imported here, not for --help
+
+    if argv is None:
+        _listen(signal.default_int_handler)
+    try:
+        code = commands.run(arguments, given)
         sys.stdout.flush()
+    except commands.UsageError as error:
+        top.error(str(error))
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
         return 130
@@ -438,17 +453,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     return code
 
 
-def _run(given: list[str]) -> int:
-    top = parser()
-    arguments = top.parse_args(given)
-    try:
-        if arguments.command in ("check", "sweep", "tune", "why", "resources"):
-            arguments.sides = read_sides(arguments)
-    except AxisError as error:
-        top.error(str(error))
-    from . import commands  # torch and rich are imported here, not for --help
+def _listen(handler: Callable[[int, FrameType | None], Any]) -> None:
+    """Let a handler hear what should end this process, but for what its caller had it ignore."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, handler)
 
-    try:
-        return commands.run(arguments, given)
-    except commands.UsageError as error:
-        top.error(str(error))
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    """End at once: nothing is done yet, and an exception would be lost in some package's import."""
+    os.write(2, b"interrupted\n")
+    os._exit(130)

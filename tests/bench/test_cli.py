@@ -1,5 +1,6 @@
 """The command line: help at once, errors that say what there is, exit codes that mean something."""
 
+import signal
 import subprocess
 import sys
 
@@ -144,6 +145,28 @@ def test_an_interrupt_outside_a_run(command, monkeypatch, capsys):
     monkeypatch.setattr("mamba3_bench.bench.peers.register", interrupted)
     assert main(command.split()) == 130
     assert capsys.readouterr().err == "interrupted\n"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_of_an_import(number):
+    """The same while packages are imported, one of which catches whatever is raised in it."""
+    code = f"""
+import builtins, os, sys
+from mamba3_bench.bench import cli
+real = builtins.__import__
+def catching(name, *rest):
+    if name == "torch":
+        try:
+            os.kill(os.getpid(), {int(number)})
+        except BaseException:
+            pass
+    return real(name, *rest)
+builtins.__import__ = catching
+sys.argv = ["mamba3-bench", "list"]
+sys.exit(cli.main())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (130, "interrupted\n")
 
 
 @pytest.mark.parametrize("line", ["check --plugin nowhere.py", "check --plugin no_such_module"])
