@@ -146,7 +146,10 @@ def grouped(runs: Sequence[Run], name: Callable[[Row], Key]) -> dict[Key, list[R
 
 
 def _fastest(rows: list[Row]) -> list[Row]:
-    """The rows of the config with the least median, and those that are wrong."""
+    """The rows of the config with the least median, those without a time too, and what is wrong.
+
+    A row that failed before its config was known may be of any.
+    """
 
     def config(row: Row) -> str:
         return json.dumps(row.config, sort_keys=True)
@@ -156,7 +159,8 @@ def _fastest(rows: list[Row]) -> list[Row]:
     if len(groups) < 2:
         return rows
     best = min(groups, key=lambda group: statistics.fmean(_main(row) for row in group))
-    return best + [row for row in rows if row.status == "wrong"]
+    mine = ("{}", config(best[0]))
+    return [row for row in rows if config(row) in mine or row.status == "wrong"]
 
 
 def _main(row: Row) -> float:

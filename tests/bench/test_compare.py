@@ -147,6 +147,18 @@ def test_the_fastest_config_stands_for_a_backend():
     assert found.added == 1
 
 
+@pytest.mark.parametrize("config", [{"warps": 4}, {}], ids=["known", "unknown"])
+def test_a_failure_of_the_fastest_config_counts(config):
+    """One process of three died: not two good ones. A slower config's failure is its own."""
+    new = [row(100.0, config={"warps": 4}, repeat=i) for i in range(2)]
+    new.append(row(120.0, config={"warps": 8}))
+    died = row(status="timeout", config=config, repeat=2)
+    line = only(new, [*new[:1], died, *new[1:]])
+    assert (line.case, line.reason) == ("not measured", "1 of 3 processes: timeout: because")
+    line = only(new, [*new, row(status="timeout", config={"warps": 8}, repeat=1)])
+    assert (line.case, line.effect.processes) == ("same", (2, 2))
+
+
 def test_a_field_that_one_side_does_not_know():
     """Records from before a field of problems existed still match, if it has one value."""
     newer = [PROBLEM | {"family": "mamba3", "B": b} for b in (3, 4)]
