@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from ..kernels import registry
 from ..kernels.errors import OptionError
 from ..kernels.family import ops
 from . import doctor, peers, plugins, quick, selftest, show, tune, why
+from .axes import AxisError, words
 from .budget import SelfTestError
 from .compare import CASES, PASSING, Asked, Case
 from .compare import compare as compare_runs
@@ -70,7 +71,7 @@ def run(arguments: argparse.Namespace, given: Sequence[str]) -> int:
                 return selftest.run(page, arguments, given)
             case _:
                 return measure(page, arguments, given)
-    except (NoRecords, OptionError, RecordError, SelfTestError) as error:
+    except (AxisError, NoRecords, OptionError, RecordError, SelfTestError) as error:
         raise UsageError(str(error)) from error
     except (RunError, ImportError, OSError) as error:  # OSError: a folder that cannot be written
         page.print(f"[bold red]error[/]: {escape(str(error))}", soft_wrap=True)
@@ -183,9 +184,16 @@ def compare(page: Console, arguments: argparse.Namespace) -> int:
         by_config=arguments.by_config,
     )
     passing = passing_cases(arguments.passing)
-    old, new = (chosen(load(path), arguments) for path in (arguments.old, arguments.new))
-    found = compare_runs(old, new, asked)
     forms = {"markdown": arguments.markdown, "json": arguments.json}
+    if list(map(str, forms.values())).count("-") > 1:
+        raise UsageError("--markdown, --json: stdout takes one of them; name a file for the other")
+    sides = [load(path) for path in (arguments.old, arguments.new)]
+    rows = [row for side in sides for run in side for row in run]
+    known = [name for op in ops() for name in registry.backends(op)]  # a plugin's are in rows alone
+    some_ops = named("op", arguments.op, [*ops(), *(row.op for row in rows)])
+    backends = named("backend", arguments.backend, [*known, *(row.backend for row in rows)])
+    old, new = (chosen(side, some_ops, backends) for side in sides)
+    found = compare_runs(old, new, asked)
     if "-" not in map(str, forms.values()):
         show_comparison(page, found)
     for form, path in forms.items():
@@ -200,29 +208,26 @@ def compare(page: Console, arguments: argparse.Namespace) -> int:
     return found.exit_code(passing)
 
 
-def chosen(runs: list[list[Row]], arguments: argparse.Namespace) -> list[list[Row]]:
-    """The rows of the ops and backends asked for."""
-    wanted = {
-        name: None if given is None else {part.strip() for part in given.split(",")}
-        for name, given in (("op", arguments.op), ("backend", arguments.backend))
-    }
-    return [
-        [
-            row
-            for row in run
-            if all(names is None or getattr(row, part) in names for part, names in wanted.items())
-        ]
-        for run in runs
-    ]
+def named(option: str, text: str | None, known: Iterable[str]) -> Collection[str]:
+    """The names asked for, all known ones without any; raises AxisError for an unknown one."""
+    names = tuple(dict.fromkeys(known))
+    return names if text is None else words(option, text, names)
+
+
+def chosen(
+    runs: Sequence[Sequence[Row]], ops: Collection[str], backends: Collection[str]
+) -> list[list[Row]]:
+    """The rows of some ops and backends."""
+    return [[row for row in run if row.op in ops and row.backend in backends] for run in runs]
 
 
 def passing_cases(text: str | None) -> tuple[Case, ...]:
     """The cases that end with 0; raises UsageError for a word that is none."""
     if text is None:
         return PASSING
-    words = [] if text == "none" else [part.strip().replace("-", " ") for part in text.split(",")]
-    unknown = [word for word in words if word not in CASES]
+    given = [] if text == "none" else [part.strip().replace("-", " ") for part in text.split(",")]
+    unknown = [word for word in given if word not in CASES]
     if unknown:
         names = ", ".join(case.replace(" ", "-") for case in CASES)
         raise UsageError(f"--pass: expected words out of {names}, or none, got {unknown[0]!r}")
-    return tuple(case for case in CASES if case in words)
+    return tuple(case for case in CASES if case in given)

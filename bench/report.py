@@ -18,6 +18,7 @@ def write_report(page: Console, paths: Sequence[Path], out: Path) -> None:
     written = import_module("mamba3_bench.reports.main").write(list(paths), out)
     page.print(
         f"report: {written[-1]}, and {len(written) - 1} tables and figures beside it",
+        markup=False,
         highlight=False,
         soft_wrap=True,
     )

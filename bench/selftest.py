@@ -72,7 +72,8 @@ def run(page: Console, arguments: argparse.Namespace, given: Sequence[str]) -> i
     measure_agreement(result, outcome.all)
     result.write(path.parent / FILE)
     page.print(table_of(result))
-    page.print(f"self-test: {path.parent / FILE}", highlight=False, soft_wrap=True)
+    where = f"self-test: {path.parent / FILE}"
+    page.print(where, markup=False, highlight=False, soft_wrap=True)
     return conclude(page, outcome, path)
 
 

@@ -245,7 +245,8 @@ def conclude(page: Console, outcome: Outcome, path: Path | None) -> int:
     for row in rows:
         counts[row.status] = counts.get(row.status, 0) + 1
     summary = ", ".join(f"{count} {status}" for status, count in counts.items()) or "nothing done"
-    page.print(f"{summary}{f'; records: {path}' if path else ''}", highlight=False, soft_wrap=True)
+    where = f"; records: {path}" if path else ""
+    page.print(f"{summary}{where}", markup=False, highlight=False, soft_wrap=True)
     for reason in outcome.lost:
         page.print(f"a worker was given up: {reason}", markup=False, soft_wrap=True)
     if outcome.interrupted:

@@ -43,6 +43,6 @@ def run(page: Console, arguments: argparse.Namespace) -> int:
                 auto = f"yes: {reason}" if name == first else ""
                 cells = (auto, config_name(config), found.how, found.why)
             table.add_row(show.problem_name(problem.as_dict()), name, *map(escape, cells))
-    page.print(f"GPU: {gpu or 'none'}", highlight=False)
+    page.print(f"GPU: {gpu or 'none'}", markup=False, highlight=False)
     page.print(table)
     return RIGHT

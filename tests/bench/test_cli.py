@@ -127,6 +127,18 @@ def test_bad_arguments(line, says, capsys, monkeypatch):
     assert says in capsys.readouterr().err
 
 
+def test_a_path_is_text(tmp_path, capsys):
+    """What looks like markup in it is printed as it is."""
+    out = tmp_path / "runs[red]"
+    line = ["check", "--backend", "torch", "--length", "4", "--heads", "2", "--device", "cpu"]
+    assert main([*line, "--out", str(out)]) == 0
+    assert f"; records: {out}/records.jsonl\n" in capsys.readouterr().out
+    assert main(["report", str(out), "--out", str(out)]) == 0
+    assert f"report: {out}/index.html, and" in capsys.readouterr().out
+    main(["why", "--batch", "1", "--gpu", "[red]"])
+    assert "GPU: [red]\n" in capsys.readouterr().out
+
+
 def test_gpus_by_number():
     """Each once; what is no number of one is told the range, however long it is."""
     assert numbers_below("1, 0,1", 2) == [1, 0]

@@ -280,6 +280,14 @@ def test_exit_codes(case, folder, capsys, tmp_path):
     assert main(["compare", *sides, "--pass", case.replace(" ", "-")]) == 0
 
 
+def test_what_a_plugin_registered_may_be_asked_for(folder, capsys):
+    """Its names are known from the records alone."""
+    plugin = {"op": "mine.decode", "backend": "mine"}
+    sides = folder([row(100.0), row(100.0, **plugin)], [row(100.0), row(50.0, **plugin)])
+    line = ["compare", *sides, "--op", "mine.decode", "--backend", "mine,cute", "--pass", "none"]
+    assert main(line) == EXIT["faster"]
+
+
 def test_the_worst_case_decides(folder, capsys):
     """A hundred shapes that are faster do not outweigh one that fails."""
     b = {"problem": PROBLEM | {"B": 9}}
@@ -301,6 +309,10 @@ def test_nothing_in_common(folder, capsys):
         (["--threshold", "2"], "expected a share such as 2% or 0.02, got '2'"),
         (["--pass", "fine"], "--pass: expected words out of same, faster, cannot-tell"),
         (["--time", "hot"], "invalid choice: 'hot'"),
+        (["--backend", "triton,bogus"], "--backend: expected words out of triton, tilelang, "),
+        (["--op", "bogus"], "--op: expected words out of prefill, decode"),
+        (["--op="], "got ''"),
+        (["--json", "-", "--markdown", "-"], "--markdown, --json: stdout takes one of them"),
     ],
 )
 def test_bad_arguments(more, says, folder, capsys):
