@@ -101,7 +101,7 @@ class Cluster:
     def run(self, jobs: Sequence[Job]) -> Outcome:
         """As `Runner.run`: what is recorded is not done again, an interrupt keeps what is done."""
         with locked(self.path):
-            queue: deque[Job] = deque()
+            queue = deque(jobs)  # until there is a plan, all
             running: dict[Any, tuple[Any, Job]] = {}
             try:
                 idle = self._start()

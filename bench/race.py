@@ -1,9 +1,9 @@
 """A race: candidates for one problem in laps, all of them interleaved in each turn of a lap.
 
 A turn meets all candidates with the same clocks and the same heat, so each is compared with the
-leader turn by turn. After each lap those go who are slower beyond doubt: by EQUAL at least in the
-median of their ratios, and by Wilcoxon's signed-rank test of the ratios at 1 - ALPHA. Laps grow
-longer as candidates become fewer. What is left after LAPS, or beyond the number of finalists, goes
+leader turn by turn. After each lap those go who are slower by more than EQUAL beyond doubt: by
+Wilcoxon's signed-rank test of their ratios at 1 - ALPHA. Laps grow longer as candidates become
+fewer. What is left after LAPS, or beyond the number of finalists, goes
 by its median, and is said to be undecided. The default runs to the end, whatever its time.
 """
 
@@ -77,13 +77,14 @@ class Race:
 
 
 def slower(samples: Sequence[float], leader: Sequence[float]) -> str:
-    """How much slower than the leader, if that is beyond doubt; else empty."""
+    """How much slower than the leader, if it is more than EQUAL beyond doubt; else empty."""
     from scipy.stats import wilcoxon  # a second, which no other worker need wait
 
     logs = [math.log(a / b) for a, b in zip(samples, leader, strict=True)]
     median = statistics.median(logs)
     if median < math.log1p(EQUAL):
         return ""
-    if wilcoxon(logs, alternative="greater").pvalue >= ALPHA:
+    beyond = [log - math.log1p(EQUAL) for log in logs]
+    if wilcoxon(beyond, alternative="greater").pvalue >= ALPHA:
         return ""
     return f"{math.exp(median):.3f} times the fastest in the race, over {len(logs)} turns"

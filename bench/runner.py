@@ -88,7 +88,8 @@ class Runner:
                 self.serve()
             except KeyboardInterrupt:
                 self.outcome.interrupted = True
-                queued = sum(len(job.entries) for job in self.queue)
+                queue = self.queue if self.outcome.asked else jobs  # before there was a plan: all
+                queued = sum(len(job.entries) for job in queue)
                 self.outcome.left = queued + sum(len(seat.left) for seat in self.seats)
             finally:
                 self.close()

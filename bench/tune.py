@@ -255,6 +255,11 @@ def present(page: Console, rows: Sequence[Row], arguments: argparse.Namespace) -
     if not decisions:
         page.print("these records hold no tuning")
         return NOTHING
+    out: Path = arguments.out
+    contents = shipping.files(decisions)
+    written = shipping.write(contents, out / "tuned")  # before a word is printed: that can fail
+    written += export.write(decisions, out / "export")
+    written.append(write_tuning(decisions, out))
     page.print(table_of(decisions))
     for one in decisions:
         for text in warnings_of(one):
@@ -262,16 +267,11 @@ def present(page: Console, rows: Sequence[Row], arguments: argparse.Namespace) -
     for name, cover in shipping.covers(decisions).items():
         text = f"{shipping.words(name)}: {in_words(cover)}"
         page.print(escape(text), highlight=False, soft_wrap=True)
-    out: Path = arguments.out
-    contents = shipping.files(decisions)
-    written = shipping.write(contents, out / "tuned")
-    written += export.write(decisions, out / "export")
-    written.append(write_tuning(decisions, out))
     if arguments.ship:
         written += ship(page, contents)
     for path in written:
         if not path.name.startswith("t4-"):
-            page.print(f"written: {path}", highlight=False, soft_wrap=True)
+            page.print(f"written: {path}", markup=False, highlight=False, soft_wrap=True)
     return RIGHT if all(one.winner is not None for one in decisions) else WRONG
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mamba3_bench.bench.race import LAPS, UNDECIDED, Race
+from mamba3_bench.bench.race import UNDECIDED, Race
 
 
 def lap(rng, medians, scatter=0.02, drift=0.1):
@@ -44,15 +44,15 @@ def test_the_slow_go_early_though_the_clocks_drift(numbers):
 
 
 def test_equals_stay_or_are_undecided(numbers):
-    """Of many with one time, few go as slower; more than the finalists are said to be undecided."""
+    """Of many with one time, hardly one goes as slower; more than the finalists are undecided."""
     slower = 0
-    for _ in range(10):
+    for _ in range(20):
         outs = run(numbers, [1.0] * 8, finalists=3)
         reasons = [outs[i].reason for i in range(1, 8)]
         assert reasons.count("") <= 3
         slower += sum(reason not in ("", UNDECIDED) for reason in reasons)
-    # 1 % for each comparison in each lap; the leader is the least of 8, so somewhat more
-    assert slower <= 0.05 * LAPS * 10 * 7
+    # 1 % for each at most: the leader is the least of 8, but EQUAL is more than it gains by that
+    assert slower <= 0.01 * 20 * 7 * 3
 
 
 def test_a_default_alone_runs_one_lap(numbers):
