@@ -6,20 +6,40 @@ from typing import Any
 import pandas as pd
 from matplotlib.lines import Line2D
 
+from ..bench.estimate import ASSUMED
 from .ink import Drawing, inks, label_x, legend, log_ticks, panels, style
 from .latency import UNITS, WORDS, choose, panel_title
+from .ratios import Ratio
 from .tables import dtypes, number
-from .versus import Contest, Line, Ratio
+from .versus import Contest, Line
 
 COLUMNS = ("contender", "shape", "status", "µs", "error / bound", "published µs", "reason")
 DIMS = ("B", "L", "H", "G", "P", "N", "R")
 FACETS = {"L": ("N", "B"), "N": ("B", "state_dtype"), "B": ("N", "state_dtype")}
 EXPLAINED = (
     "Rows were timed interleaved, turn by turn; a ratio is a row's time over that of ours, with "
-    "the 95 % interval of these turns: above 1 ours is faster. ★ the fastest of other people's at "
+    "its 95 % interval: above 1 ours is faster. ★ the fastest of other people's at "
     "its op and shape. ≈ outside the error bound. mamba_ssm_kernel is the official kernels alone, "
     "without activations, norms and cache: less than the op. Published: arXiv 2603.15569, table 6."
 )
+ALONE = (
+    "The interval of a ratio is that of the turns of its one process: what differs between "
+    f"processes, about {100 * ASSUMED['cuda']:g} % on a GPU, is not in it."
+)
+
+
+def scatter(contests: Sequence[Contest]) -> str:
+    """What the intervals say of the scatter between processes, in sentences."""
+    return " ".join(dict.fromkeys(_scatter(contest) for contest in contests))
+
+
+def _scatter(contest: Contest) -> str:
+    if contest.noise.measured:
+        typical = f"typically {100 * contest.noise.sd:.2g} % on {contest.device}"
+        return f"What differs between processes is in the interval: {typical}."
+    if contest.processes == 1:
+        return ALONE
+    return "The interval of a ratio of a few processes is of what differs between these."
 
 
 def title(contest: Contest) -> str:
@@ -28,7 +48,9 @@ def title(contest: Contest) -> str:
     length = [] if point["L"] == 1 else [f"L = {point['L']}"]
     shared = [f"B = {point['B']}", *length, f"N = {point['N']}"]
     kind = dtypes(point["dtype"], point["state_dtype"])
-    return f"{', '.join(shared)}, {kind}, on {contest.device}, {contest.lines[0].kind}"
+    parts = [*shared, kind, f"on {contest.device}", contest.lines[0].kind]
+    parts += [f"{contest.processes} processes"] if contest.processes > 1 else []
+    return ", ".join([*parts, contest.made] if contest.made else parts)
 
 
 def columns(contest: Contest) -> tuple[str, ...]:
@@ -55,6 +77,8 @@ def cells(line: Line) -> list[str]:
 def _ratio(ratio: Ratio | None) -> str:
     if ratio is None:
         return ""
+    if ratio.low is None or ratio.high is None:
+        return f"{ratio.value:.3g}"
     return f"{ratio.value:.3g} ({ratio.low:.3g} to {ratio.high:.3g})"
 
 
@@ -64,6 +88,7 @@ def table(contests: Sequence[Contest]) -> pd.DataFrame:
     for number_, contest in enumerate(contests, 1):
         for line in contest.lines:
             plain: dict[str, Any] = {"contest": number_, "device": contest.device}
+            plain |= {"made": contest.made, "processes": contest.processes}
             plain |= {"contender": line.name, "op": line.op, "backend": line.backend}
             plain |= {"rival": line.rival, "strongest": line.strongest, "status": line.status}
             plain |= {dim: line.problem.get(dim) for dim in (*DIMS, "dtype", "state_dtype")}
@@ -85,7 +110,7 @@ def drawings(contests: Sequence[Contest]) -> list[Drawing]:
             {
                 "device": contest.device,
                 "phase": "decode" if line.op.endswith("decode") else "prefill",
-                "who": line.name,
+                "who": f"{line.name}, {contest.made}" if contest.made else line.name,
                 "us": line.us,
                 "rank": rank_of(contest),
                 "op": line.op,

@@ -104,7 +104,10 @@ def _markdown(rows: list[Row], table: pd.DataFrame) -> str:
         parts.append(f"**{machine.device}**, {machine.rows} rows\n")
         parts.append("".join(f"- {name}: {text}\n" for name, text in machine.facts))
     lines = [average_cells(average) for average in averages(table)]
-    for one in contests(rows):
+    met = contests(rows)
+    if met:
+        parts.append(f"{contest.EXPLAINED} {contest.scatter(met)}\n")
+    for one in met:
         parts.append(f"{contest.title(one)}\n")
         parts.append(markdown(contest.columns(one), [contest.cells(line) for line in one.lines]))
     parts.append("Geometric means over the shapes that all rivals completed:\n")

@@ -58,6 +58,7 @@ def page(
         _Line({name: text(line[name]) for name in filters if pd.notna(line[name])}, cells(line))
         for _, line in table.iterrows()
     ]
+    met = contests(rows)
     return environment.get_template("page.html").render(
         counts=counts(table),
         machines=machines(rows),
@@ -65,10 +66,10 @@ def page(
         only_cpu=not (table["timer"] == "cuda").any(),
         timed=int((table["cold_us"].notna() | table["warm_us"].notna()).sum()),
         dirty=bool(table["dirty"].fillna(False).any()),
-        explained=contest.EXPLAINED,
+        explained=f"{contest.EXPLAINED} {contest.scatter(met)}",
         contests=[
             (contest.title(one), contest.columns(one), [contest.cells(line) for line in one.lines])
-            for one in contests(rows)
+            for one in met
         ],
         average_columns=AVERAGE_COLUMNS,
         averages=[average_cells(average) for average in averages(table)],

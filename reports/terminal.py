@@ -28,6 +28,8 @@ def show(table: pd.DataFrame, console: Console, contests: Sequence[Contest] = ()
         console.print(f"and {len(table) - MOST_ROWS} more rows: see table.csv")
     for one in contests:
         console.print(_contest(one))
+    if contests:
+        console.print(_plain(contest.scatter(contests)), highlight=False)
     lines = [average_cells(average) for average in averages(table) if average.mean_us]
     if lines:
         console.print(_grid("geometric means over the shapes all rivals completed", lines))

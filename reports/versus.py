@@ -1,37 +1,27 @@
 """Side by side: rows of any ops that were timed interleaved, and the ratios of each pair.
 
-The turns of a match (A B, B A, A B, ...) meet the same clocks and the same heat, so a ratio is
-taken turn by turn. Its interval is a bootstrap: of whole processes where there are several, and
-within each of blocks of consecutive turns, because neighbours are correlated. With one process it
-says nothing of what differs between processes, about 0.5 % on a GPU.
+A contest is a match with all its repeats: processes that ran the same kernels on the same kind of
+machine with the same toolchain. The same match of another kernel is a contest of its own. What a
+ratio's interval covers is in ratios.py.
 """
 
-from collections.abc import Iterable, Sequence
+import json
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from math import isqrt
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from ..bench.records import Row, Samples
+from ..bench import estimate
+from ..bench.estimate import Noise, Point
+from ..bench.hardware import identity
+from ..bench.records import Row
 from .cited import cited
 from .frame import device
 from .limits import error_ratio
+from .ratios import Ratio, pairs, points, process, ratio, samples_of
 
-RESAMPLES = 1000
-CONFIDENCE = 0.95
 YARDSTICK = "torch"
-Floats = npt.NDArray[np.float64]
-
-
-@dataclass(frozen=True, slots=True)
-class Ratio:
-    """One time over another, with the ends of its interval."""
-
-    value: float
-    low: float
-    high: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,26 +48,95 @@ class Contest:
     """A match as a table: all that were timed together, fastest first."""
 
     device: str
+    made: str  # commit and start of the first process, if the match was run with other kernels too
+    processes: int
+    noise: Noise  # between processes: of all contests, assumed where nothing was repeated
     point: dict[str, Any]  # the problem that the names leave out: of the first measure
     measures: tuple[str, ...]  # the best of ours for each of its problems
     lines: tuple[Line, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Match:
+    """The rows of a contest by contender, and who measures the others."""
+
+    contenders: dict[str, list[Row]]
+    timed: dict[str, list[Row]]  # those of each contender that have a time
+    kind: str  # cold, or warm where somebody has no other time
+    medians: dict[str, float]  # of who has a time, fastest first
+    measures: tuple[str, ...]  # the best of ours for each of its problems
+    strongest: tuple[str, ...]  # the best of theirs
+
+    @property
+    def rows(self) -> list[Row]:
+        """All of them."""
+        return [row for mine in self.contenders.values() for row in mine]
+
+    @property
+    def timer(self) -> str:
+        """What the times are of: cuda or cpu."""
+        times = self.timed[self.measures[0]][0].times
+        assert times is not None
+        return times.device
+
+    def sides(self) -> Iterator[list[Point]]:
+        """The ratios of all others to the first measure, by process."""
+        first = self.measures[0]
+        for key in self.medians:
+            if key != first:
+                yield points(pairs(self.timed[key], self.timed[first], self.kind))
+
+
 def contests(rows: Iterable[Row]) -> list[Contest]:
-    """Every match of ours with rivals or other families; repeats are one contest."""
+    """Every match of ours with rivals or other families; its repeats are one contest."""
     groups: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
         if row.match:
             groups.setdefault((_machine(row), row.match), []).append(row)
-    found = (_contest(name, mine) for (name, _), mine in groups.items())
-    return [contest for contest in found if contest is not None]
+    found = []
+    for (name, _), mine in groups.items():
+        parts = _made_alike(mine)
+        met = [_match(part) for part in parts]
+        found += [(name, len(parts) > 1, one) for one in met if one is not None]
+    sides: dict[str, list[list[Point]]] = {}
+    for _, _, one in found:
+        sides.setdefault(one.timer, []).extend(one.sides())
+    noise = {timer: estimate.pool(known, timer) for timer, known in sides.items()}
+    return [_contest(name, one, several, noise[one.timer]) for name, several, one in found]
 
 
 def _machine(row: Row) -> str:
     return str(row.environment.get("gpu") or device(row))
 
 
-def _contest(name: str, rows: Sequence[Row]) -> Contest | None:
+def _made_alike(rows: Sequence[Row]) -> list[list[Row]]:
+    """The rows of a match, apart where a kernel, the toolchain or the seed is another."""
+    processes: dict[tuple[Any, ...], list[Row]] = {}
+    for row in rows:
+        processes.setdefault(process(row), []).append(row)
+    groups: list[tuple[str, dict[str, str], list[Row]]] = []
+    for mine in processes.values():
+        name = json.dumps([mine[0].seed, identity(mine[0].environment)], sort_keys=True)
+        sources = {_solver(row): row.source for row in mine}
+        for other, known, kept in groups:
+            # a process that was cut off lacks some
+            if other == name and all(
+                known.get(s, source) == source for s, source in sources.items()
+            ):
+                known |= sources
+                kept += mine
+                break
+        else:
+            groups.append((name, sources, mine))
+    return [kept for _, _, kept in groups]
+
+
+def _solver(row: Row) -> str:
+    return repr((row.op, row.backend, row.problem))
+
+
+def _match(rows: Sequence[Row]) -> Match | None:
+    """None if nobody is beside ours, or if there are not two times."""
     contenders: dict[str, list[Row]] = {}
     for row in rows:
         key = repr((row.op, row.backend, row.problem, row.config))
@@ -90,26 +149,33 @@ def _contest(name: str, rows: Sequence[Row]) -> Contest | None:
     }
     cold = all(row.times and row.times.cold for mine in timed.values() for row in mine)
     kind = "cold" if cold else "warm"
-    medians = {key: _median(mine, kind) for key, mine in timed.items() if mine}
-    order = sorted(medians, key=lambda key: medians[key])
+    times = {key: _median(mine, kind) for key, mine in timed.items() if mine}
+    medians = {key: times[key] for key in sorted(times, key=lambda key: times[key])}
     ours: dict[str, str] = {}  # problem -> the fastest of ours
     rivals: dict[str, str] = {}  # the same of theirs
     yardsticks: dict[str, str] = {}  # plain PyTorch measures others where there is nothing else
-    for key in order:
+    for key in medians:
         first = contenders[key][0]
         kinds = rivals if first.rival else yardsticks if first.backend == YARDSTICK else ours
         kinds.setdefault(repr(first.problem), key)
     ours = ours or yardsticks
-    if len(order) < 2 or not ours:
+    if len(medians) < 2 or not ours:
         return None
     measures = sorted(ours.values(), key=lambda key: _size(contenders[key][0].problem))
-    point = contenders[measures[0]][0].problem
+    return Match(contenders, timed, kind, medians, tuple(measures), tuple(rivals.values()))
+
+
+def _contest(name: str, match: Match, several: bool, noise: Noise) -> Contest:
+    """several: the match has contests of other kernels too."""
+    point = match.contenders[match.measures[0]][0].problem
 
     def line(key: str) -> Line:
-        first = (timed[key] or contenders[key])[0]
+        mine = match.timed[key]
+        first = (mine or match.contenders[key])[0]
         errors = [error_ratio(error) for error in first.errors.values()]
         ratios = (
-            None if key == other else _ratio(timed[key], timed[other], kind) for other in measures
+            None if key == other else ratio(pairs(mine, match.timed[other], match.kind), noise)
+            for other in match.measures
         )
         return Line(
             name=label(first.op, first.problem, point, first.backend),
@@ -118,18 +184,30 @@ def _contest(name: str, rows: Sequence[Row]) -> Contest | None:
             rival=first.rival,
             status=first.status,
             problem=first.problem,
-            us=medians.get(key),
+            us=match.medians.get(key),
             reason=first.reason,
-            kind=kind,
-            strongest=key in rivals.values(),
+            kind=match.kind,
+            strongest=key in match.strongest,
             ratios=tuple(ratios),
             published_us=cited(first.problem),
             error_over_bound=max(errors, default=None),
         )
 
-    lines = [line(key) for key in (*order, *(key for key in contenders if key not in medians))]
-    names = tuple(line(key).name for key in measures)
-    return Contest(name, point, names, tuple(lines))
+    untimed = (key for key in match.contenders if key not in match.medians)
+    return Contest(
+        device=name,
+        made=_made(match.rows[0]) if several else "",
+        processes=len({process(row) for mine in match.timed.values() for row in mine}),
+        noise=noise,
+        point=point,
+        measures=tuple(line(key).name for key in match.measures),
+        lines=tuple(line(key) for key in (*match.medians, *untimed)),
+    )
+
+
+def _made(row: Row) -> str:
+    commit, date = row.environment.get("commit"), row.environment.get("date")
+    return ", ".join(part for part in (commit and f"commit {commit[:12]}", date) if part)
 
 
 def label(op: str, problem: dict[str, Any], point: dict[str, Any], backend: str) -> str:
@@ -150,43 +228,6 @@ def _size(problem: dict[str, Any]) -> tuple[Any, ...]:
     return tuple(problem.get(dim) or 0 for dim in ("R", "N", "H"))
 
 
-def _times(row: Row, kind: str) -> Samples:
-    assert row.times is not None
-    samples: Samples = getattr(row.times, kind)
-    return samples
-
-
 def _median(rows: Sequence[Row], kind: str) -> float:
     """The geometric mean of the medians of its processes."""
-    return float(np.exp(np.mean([np.log(_times(row, kind).median) for row in rows])))
-
-
-def _ratio(mine: Sequence[Row], others: Sequence[Row], kind: str) -> Ratio | None:
-    """Median of the ratios of turns, by process; None where no turns are recorded in pairs."""
-    by_repeat = {row.repeat: row for row in others}
-    logs = []
-    for row in mine:
-        other = by_repeat.get(row.repeat)
-        pair = [_times(one, kind).values for one in (row, other) if one is not None]
-        if len(pair) == 2 and len(pair[0]) == len(pair[1]) > 1:
-            logs.append(np.log(np.array(pair[0]) / np.array(pair[1])))
-    if not logs:
-        return None
-    generator = np.random.default_rng(0)  # the same rows give the same interval
-    # processes with replacement, and within each blocks of turns
-    medians = np.stack([_medians(turns, generator) for turns in logs])  # (processes, RESAMPLES)
-    chosen = generator.integers(len(logs), size=medians.shape)
-    means = np.take_along_axis(medians, chosen, 0).mean(0)
-    tail = 50 * (1 - CONFIDENCE)
-    low, high = np.percentile(means, (tail, 100 - tail))
-    middle = np.mean([np.median(turns) for turns in logs])
-    return Ratio(*(float(np.exp(value)) for value in (middle, low, high)))
-
-
-def _medians(turns: Floats, generator: np.random.Generator) -> Floats:
-    """Medians of resamples of a series, made of blocks of sqrt(n) consecutive turns."""
-    size = isqrt(len(turns))
-    blocks = -(-len(turns) // size)
-    starts = generator.integers(len(turns) - size + 1, size=(RESAMPLES, blocks))
-    taken = (starts[..., None] + np.arange(size)).reshape(RESAMPLES, -1)[:, : len(turns)]
-    return np.asarray(np.median(turns[taken], axis=1))
+    return float(np.exp(np.mean([np.log(samples_of(row, kind).median) for row in rows])))

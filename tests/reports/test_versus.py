@@ -70,6 +70,119 @@ def test_intervals_cover_as_often_as_they_say(row):
     assert misses <= 6
 
 
+def noisy(row, generator, *, matches, processes, rivals):
+    """Rivals 5 % behind ours; each has 0.5 % of its own in each process, 0.2 % in each turn."""
+    rows = []
+    for match in range(matches):
+        for repeat in range(processes):
+            for i in range(rivals + 1):
+                log = 0.05 * (i > 0) + 0.005 * generator.standard_normal()
+                values = 10 * np.exp(log + 0.002 * generator.standard_normal(40))
+                known = {"match": f"m{match} of {processes}", "rival": i > 0, "repeat": repeat}
+                rows.append(row("decode", f"rival{i}" if i else "cute", values, **known))
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("matches", "processes", "rivals"),
+    [(1, 2, 1), (1, 3, 1), (1, 3, 4), (8, 2, 2)],
+    ids=["two processes", "three processes", "a contest to pool", "contests to pool"],
+)
+def test_intervals_cover_what_differs_between_processes(row, matches, processes, rivals):
+    """95 % of 160 intervals: 17 misses have odds of 0.2 %, or twice that where some go together.
+
+    A bootstrap of three processes misses 20 %, of one 87 %.
+    """
+    generator = np.random.default_rng(processes + matches)
+    misses = count = 0
+    while count < 160:
+        made = noisy(row, generator, matches=matches, processes=processes, rivals=rivals)
+        for found in contests(made):
+            for line in found.lines:
+                if line.rival:
+                    (ratio,) = line.ratios
+                    misses += not ratio.low <= np.exp(0.05) <= ratio.high
+                    count += 1
+    assert misses <= 18
+    assert found.processes == processes
+
+
+def test_one_process_has_the_scatter_of_the_other_contests(row):
+    """Three processes of one contest tell 0.7 %; the other's interval has it, and it is said."""
+    generator = np.random.default_rng(0)
+    rows = noisy(row, generator, matches=1, processes=3, rivals=4)
+    rows += noisy(row, generator, matches=1, processes=1, rivals=1)
+    several, single = contests(rows)
+    assert (several.processes, single.processes) == (3, 1)
+    (ratio,) = next(line for line in single.lines if line.rival).ratios
+    assert 0.01 < np.log(ratio.high / ratio.low) / 2 < 0.03
+    said = contest.scatter([several, single])
+    assert said.startswith("What differs between processes is in the interval: typically 0.")
+    assert contest.title(several).endswith("cold, 3 processes")
+    assert contest.title(single).endswith("cold")
+
+
+def test_of_one_process_alone_the_interval_says_what_it_lacks(row):
+    """What differs between processes is not assumed; two turns have no interval at all."""
+    ours, theirs = (row("decode", who, drifting(n), rival=n > 0) for n, who in enumerate("ab"))
+    (found,) = contests([ours, theirs])
+    assert "0.5 % on a GPU, is not in it" in contest.scatter([found])
+    (found,) = contests(
+        row("decode", who, drifting(n)[:2], rival=n > 0) for n, who in enumerate("ab")
+    )
+    (ratio,) = next(line for line in found.lines if line.rival).ratios
+    assert ratio.low is ratio.high is None
+    assert "to" not in contest.cells(found.lines[1])[4]
+
+
+def made_by(row, source, date, **environment):
+    """A row of another kernel, process or place."""
+    return replace(row, source=source, environment=row.environment | {"date": date} | environment)
+
+
+def test_another_kernel_is_another_contest(row):
+    """One match of 20 us and, after an edit, of 10 us: two contests, told by commit and date."""
+    rival = row("mamba2.decode", "mamba_ssm", drifting(1, 0.8), rival=True)
+    rows = []
+    for source, factor, date in (("old", 0.4, "2026-01-02"), ("new", 0.2, "2026-01-03")):
+        ours = row("decode", "cute", drifting(2, factor))
+        rows += [made_by(ours, source, date), made_by(rival, "theirs", date)]
+    found = contests(rows)
+    assert [one.lines[0].us for one in found] == pytest.approx([20, 10], rel=0.1)
+    assert [one.lines[1].ratios[0].value for one in found] == pytest.approx([2, 4], rel=0.01)
+    titles = [contest.title(one) for one in found]
+    assert titles[0].endswith("cold, commit 0123456789ab, 2026-01-02")
+    assert titles[1].endswith("cold, commit 0123456789ab, 2026-01-03")
+    (figure,) = contest.drawings(found)
+    assert figure.rows["who"].nunique() == 4
+
+
+def test_turns_are_paired_within_their_process(row):
+    """Two processes of one repeat, one four times as fast: their turns do not meet."""
+    rows = []
+    for date, factor, place in (("2026-01-02", 1.0, "a"), ("2026-01-03", 0.25, "b")):
+        for n, who in enumerate(("cute", "mamba_ssm")):
+            one = row("decode", who, drifting(n, factor * (1 + 0.2 * n)), rival=n > 0)
+            rows.append(made_by(one, who, date, gpu_uuid=place))
+    (found,) = contests(rows)
+    assert found.processes == 2
+    (ratio,) = found.lines[1].ratios
+    assert ratio.value == pytest.approx(1.2, rel=0.002)
+    (lone,) = contests([rows[0], rows[3]])
+    assert lone.lines[1].ratios == (None,)
+
+
+def test_a_process_that_was_cut_off_is_a_repeat(row):
+    """It lacks a contender; the others' times of it count."""
+    rows = []
+    for repeat in range(2):
+        for n, who in enumerate(("cute", "mamba_ssm", "fla")[: 3 - repeat]):
+            one = row("decode", who, drifting(n + 5 * repeat, 1 + n), rival=n > 0, repeat=repeat)
+            rows.append(replace(one, source=who))
+    (found,) = contests(rows)
+    assert (found.processes, len(found.lines), found.made) == (2, 3, "")
+
+
 def test_processes_that_differ_widen_the_interval(row):
     """What two repeats disagree in, 4 % here, is in the interval; samples of one say 0.1 %."""
     rows = []
