@@ -10,6 +10,7 @@ import pandas as pd
 
 from ..bench.estimate import Noise
 from ..bench.records import Row, Samples
+from ..kernels.registry import INTERPRETERS
 from .limits import error_ratio, limit, matmul_dtype
 from .repeats import Measured, merged, noise_of
 
@@ -46,7 +47,8 @@ def flat(row: Row) -> dict[str, Any]:
         "backend": row.backend,
         "device": device(row),
         "timer": row.times.device if row.times else None,
-        "interpreted": bool(environment.get("interpreted")),
+        # of a run on a CPU; of its kernels those that a CPU cannot run otherwise
+        "interpreted": bool(environment.get("interpreted")) and row.backend in INTERPRETERS,
         "status": row.status,
         "reason": row.reason,
     }

@@ -29,6 +29,7 @@ from .tables import (
     average_cells,
     cells,
     compiled,
+    left_out,
     markdown,
     notes,
 )
@@ -44,11 +45,11 @@ def write(record_paths: list[Path], out: Path) -> list[Path]:
     NoRecords without rows, RecordError or SelfTestError for a line or a self-test that is none;
     then nothing is written.
     """
-    rows, table = _load(record_paths)
+    rows, table, superseded = _load(record_paths)
     selftests = found(record_paths)
     out.mkdir(parents=True, exist_ok=True)
     written = [out / "table.md"]
-    written[0].write_text(_markdown(rows, table), encoding="utf-8")
+    written[0].write_text(_markdown(rows, table, superseded), encoding="utf-8")
     for name, data in tables(rows, table).items():
         written += [out / f"{name}.csv", out / f"{name}.parquet"]
         data.to_csv(written[-2], index=False)
@@ -66,7 +67,7 @@ def write(record_paths: list[Path], out: Path) -> list[Path]:
     ]
     figures = [(drawing, save(drawing, out / "figures")) for drawing in drawings]
     index = out / "index.html"
-    index.write_text(page(rows, table, figures, selftests), encoding="utf-8")
+    index.write_text(page(rows, table, figures, selftests, superseded), encoding="utf-8")
     return [*written, *(path for _, files in figures for path in files), index]
 
 
@@ -85,21 +86,23 @@ def tables(rows: list[Row], table: pd.DataFrame) -> dict[str, pd.DataFrame]:
 
 def show(record_paths: list[Path], console: Console | None = None) -> None:
     """Print the report of some record files on a terminal; raises as `write` does."""
-    rows, table = _load(record_paths)
-    show_frame(table, console or Console(), contests(rows))
+    rows, table, superseded = _load(record_paths)
+    show_frame(table, console or Console(), contests(rows), superseded)
 
 
-def _load(record_paths: list[Path]) -> tuple[list[Row], pd.DataFrame]:
-    """Rows, the last of each key, and their frame; of a tuning those that were confirmed."""
-    last = {row.key: row for row in read(record_paths)}.values()
-    rows = [row for row in last if not row.screening]
+def _load(record_paths: list[Path]) -> tuple[list[Row], pd.DataFrame, int]:
+    """Rows, the last of each key, their frame, and how many earlier ones are left out; of a tuning
+    those that were confirmed.
+    """
+    found = [row for row in read(record_paths) if not row.screening]
+    rows = list({row.key: row for row in found}.values())
     if not rows:
         raise NoRecords(*record_paths)
-    return rows, frame(rows)
+    return rows, frame(rows), len(found) - len(rows)
 
 
-def _markdown(rows: list[Row], table: pd.DataFrame) -> str:
-    parts = []
+def _markdown(rows: list[Row], table: pd.DataFrame, superseded: int) -> str:
+    parts = [f"{left_out(superseded)}\n"] if superseded else []
     for machine in machines(rows):
         parts.append(f"**{machine.device}**, {machine.rows} rows\n")
         parts.append("".join(f"- {name}: {text}\n" for name, text in machine.facts))

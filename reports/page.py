@@ -26,6 +26,7 @@ from .tables import (
     cells,
     compiled,
     counts,
+    left_out,
     notes,
 )
 from .versus import contests
@@ -45,10 +46,11 @@ def page(
     table: pd.DataFrame,
     figures: list[tuple[Drawing, tuple[Path, Path]]],
     selftests: Sequence[SelfTest] = (),
+    superseded: int = 0,
 ) -> str:
     """The page of a frame; of each figure's files it holds the smaller.
 
-    selftests: what `mamba3-bench selftest` found.
+    selftests: what `mamba3-bench selftest` found. superseded: rows that later ones replace.
     """
     environment = Environment(
         loader=PackageLoader(__package__), autoescape=True, trim_blocks=True, lstrip_blocks=True
@@ -61,6 +63,7 @@ def page(
     met = contests(rows)
     return environment.get_template("page.html").render(
         counts=counts(table),
+        left_out=left_out(superseded),
         machines=machines(rows),
         cpu=bool((table["timer"] == "cpu").any()),
         only_cpu=not (table["timer"] == "cuda").any(),

@@ -112,6 +112,16 @@ def counts(table: pd.DataFrame) -> dict[str, int]:
     return dict(Counter(table["status"]).most_common())
 
 
+def left_out(superseded: int) -> str:
+    """What is said of rows whose key a later row has too; empty for none."""
+    if not superseded:
+        return ""
+    return (
+        f"{superseded} rows superseded: of rows with one key the last counts. "
+        "To see how two runs differ, compare them."
+    )
+
+
 def notes(table: pd.DataFrame) -> list[Note]:
     """Everything that has a reason, in order of status and frequency.
 

@@ -8,7 +8,7 @@ from rich.table import Table
 
 from . import contest
 from .averages import averages
-from .tables import AVERAGE_COLUMNS, COLUMNS, average_cells, cells, counts, notes
+from .tables import AVERAGE_COLUMNS, COLUMNS, average_cells, cells, counts, left_out, notes
 from .versus import Contest
 
 SHOWN = (
@@ -19,7 +19,9 @@ COLOURS = {"ok": "green", "inaccurate": "yellow", "skipped": "dim"}  # all other
 MOST_ROWS = 60
 
 
-def show(table: pd.DataFrame, console: Console, contests: Sequence[Contest] = ()) -> None:
+def show(
+    table: pd.DataFrame, console: Console, contests: Sequence[Contest] = (), superseded: int = 0
+) -> None:
     """Print a frame: rows, contests, averages over common shapes, and why rows have no time."""
     if (table["timer"] == "cpu").any():
         console.print("[bold]CPU times are CPU times:[/] they say nothing about a GPU.")
@@ -40,6 +42,8 @@ def show(table: pd.DataFrame, console: Console, contests: Sequence[Contest] = ()
             highlight=False,
         )
     console.print(", ".join(f"{count} {status}" for status, count in counts(table).items()))
+    if superseded:
+        console.print(left_out(superseded), highlight=False)
 
 
 def _rows(table: pd.DataFrame) -> Table:

@@ -195,6 +195,27 @@ def test_interpreted_kernels_are_called_so(make_row, record, tmp_path: Path) -> 
     assert "triton (interpreted)" in write([record([row])], tmp_path)[-1].read_text()
 
 
+def test_what_a_cpu_runs_itself_is_not_called_interpreted(make_row, record, tmp_path) -> None:
+    """A run on a CPU turns the interpreter on; PyTorch has none, and is timed."""
+    environment = {"gpu": None, "interpreted": True}
+    row = make_row("torch", warm=20.0, timer="cpu", environment=environment)
+    assert "(interpreted)" not in write([record([row])], tmp_path)[-1].read_text()
+
+
+def test_rows_that_later_files_replace_are_counted(make_row, record, tmp_path: Path) -> None:
+    """Two whole runs in one report: the last counts, and page, Markdown and terminal say so."""
+    rows = [make_row(cold=20.0, key="a"), make_row("cute", cold=30.0, key="b")]
+    files = [record(rows), record([replace(row, seed=1) for row in rows])]
+    written = write(files, tmp_path)
+    told = "2 rows superseded: of rows with one key the last counts."
+    for path in (written[0], written[-1]):
+        assert told in path.read_text(encoding="utf-8")
+    console = Console(record=True, width=200)
+    show(files, console)
+    assert told in console.export_text()
+    assert "superseded" not in write(files[:1], tmp_path)[-1].read_text(encoding="utf-8")
+
+
 def test_every_choice_of_the_filter_exists_in_a_row(report) -> None:
     """The filter offers what the rows have, no more and no less."""
     for name in ("op", "dtype", "backend", "status"):
