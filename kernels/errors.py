@@ -52,6 +52,17 @@ class UnsupportedError(Mamba3Error, NotImplementedError):
         return f"{op}: backend {backend!r} does not take this problem: {reason}"
 
 
+class BackendTaken(Mamba3Error, ValueError):
+    """A module registers a backend that is this package's, or takes one that a plugin has."""
+
+    def __init__(self, op: str, backend: str, owner: str) -> None:
+        super().__init__(op, backend, owner)
+
+    def __str__(self) -> str:
+        op, backend, owner = self.args
+        return f"{op}: backend {backend!r} is that of {owner}; register yours by another name"
+
+
 class BackendMissing(Mamba3Error, LookupError):
     """The backend asked for does not exist or cannot be loaded here."""
 

@@ -8,6 +8,7 @@ To add one: write the file and add its line to `MODULES`.
 """
 
 import importlib
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache
@@ -17,8 +18,8 @@ import torch
 
 from . import lookup, plans
 from .bound import Bound, Stages, direct
-from .errors import BackendMissing, UnsupportedError
-from .family import Problem
+from .errors import BackendMissing, BackendTaken, OptionError, UnsupportedError
+from .family import FAMILIES, Problem
 from .plans import Launch
 from .problem import OpName
 
@@ -156,12 +157,25 @@ def add_module(
 
     A module that is imported anyway need not be added: `implements` makes its backend known.
     rival: other people's kernel, which `auto` never picks; install: how to get its library.
+    Raises OptionError for an op that no family has, BackendTaken as `implements` does.
     """
+    _claim(op, backend, module)
     _added[op, backend] = module
     if rival:
         _rivals.setdefault((op, backend), install)
     unavailable.cache_clear()
     plans.forget()
+
+
+def _claim(op: str, backend: str, module: str) -> None:
+    """Raise unless a module may register a backend; plugins may replace each other's."""
+    if op not in FAMILIES:
+        remedy = "an op's family comes first: kernels/family.py"
+        raise OptionError("op", f"one of {', '.join(FAMILIES)}", repr(op), remedy)
+    owner = module_name(op, backend)
+    own = f"{__package__.partition('.')[0]}."
+    if owner not in (None, module) and any(str(one).startswith(own) for one in (owner, module)):
+        raise BackendTaken(op, backend, str(owner))
 
 
 def is_rival(op: OpName, backend: str) -> bool:
@@ -191,7 +205,12 @@ def implements(
     launcher: does once what calls that differ in addresses and values alone have in common, and
     returns a function of such calls.
     space: what tuning tries, by name (`Implementation.candidates`); by default the configs.
+    Raises OptionError for an op that no family has, BackendTaken if another module has the backend
+    and either module is this package's.
     """
+    # who calls, not where `run` was written: a plugin may register a function of ours
+    module: str = sys._getframe(1).f_globals["__name__"]
+    _claim(op, backend, module)
 
     def register(run: Run) -> Run:
         _registered[op, backend] = Implementation(
@@ -208,7 +227,7 @@ def implements(
         )
         plans.forget()
         if (op, backend) not in MODULES:
-            add_module(op, backend, run.__module__, rival=rival)
+            add_module(op, backend, module, rival=rival)
         return run
 
     return register
@@ -228,6 +247,8 @@ def adapts(
 
     forget: make an autotuner of its own choose anew, before each problem.
     """
+    module: str = sys._getframe(1).f_globals["__name__"]
+    _claim(op, backend, module)
 
     def run(call: Call, config: Config) -> None:
         bound = Bound(call, config, stages)
@@ -245,7 +266,7 @@ def adapts(
         stages=stages,
         forget=forget,
     )
-    add_module(op, backend, stages.prepare.__module__, rival=True)
+    add_module(op, backend, module, rival=True)
 
 
 @cache

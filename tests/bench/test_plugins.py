@@ -38,6 +38,11 @@ def write(path, text):
         ("raise RuntimeError('no\\nluck')\n", "RuntimeError: no luck"),
         ("import no_such_module\n", "ModuleNotFoundError: No module named 'no_such_module'"),
         ("raise SystemExit(3)\n", "SystemExit: 3"),
+        (
+            MINE.format(name="torch"),
+            "BackendTaken: prefill: backend 'torch' is that of mamba3_bench.kernels.torch.prefill; "
+            "register yours by another name",
+        ),
     ],
 )
 def test_a_broken_plugin(tmp_path, capsys, text, says):

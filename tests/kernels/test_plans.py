@@ -211,15 +211,16 @@ def test_a_new_implementation_is_found(
     monkeypatch: pytest.MonkeyPatch, make_problem: MakeProblem, seed: int
 ) -> None:
     """Registering a backend anew drops what calls remember of the old one."""
-    monkeypatch.setattr(registry, "_registered", dict(registry._registered))
+    for known in ("_registered", "_added"):
+        monkeypatch.setattr(registry, known, dict(getattr(registry, known)))
     call = make_call(make_problem("decode"), seed)
-    step(call)
+    for value in (3, 7):
 
-    @registry.implements("decode", "torch", supports=lambda problem, device: None)
-    def run(call: Call, config: Any) -> None:
-        call.y.fill_(7)
+        @registry.implements("decode", "mine", supports=lambda problem, device: None)
+        def run(call: Call, config: Any, value: int = value) -> None:
+            call.y.fill_(value)
 
-    assert bool((step(call) == 7).all())
+        assert bool((step(call, backend="mine") == value).all())
     plans.forget()
 
 

@@ -1,15 +1,18 @@
 """Choosing a backend: by name, automatically, and with a reason whenever one is not taken."""
 
+import importlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
 
+from mamba3_bench.bench import peers
 from mamba3_bench.kernels import plans, registry
+from mamba3_bench.kernels.bound import Stages
 from mamba3_bench.kernels.call import Call
 from mamba3_bench.kernels.cases import make_call
-from mamba3_bench.kernels.errors import BackendMissing, UnsupportedError
+from mamba3_bench.kernels.errors import BackendMissing, BackendTaken, OptionError, UnsupportedError
 from mamba3_bench.kernels.ops import decode, prefill
 from mamba3_bench.kernels.problem import Problem
 
@@ -107,6 +110,43 @@ def test_a_broken_dsl_is_a_reason(
     monkeypatch.setattr(registry.importlib, "import_module", fail)
     reason = registry.unavailable("prefill", "broken")
     assert reason == f"cannot import its DSL: {type(error).__name__}: {error}"
+
+
+@pytest.mark.parametrize("backend", ["torch", "triton", "mamba_ssm"])
+@pytest.mark.parametrize("how", ["implements", "adapts", "add_module"])
+def test_the_package_s_own_backends_stay(
+    monkeypatch: pytest.MonkeyPatch, how: str, backend: str
+) -> None:
+    """Neither a kernel nor a rival of ours is replaced, loaded or not, by whatever function."""
+    for known in ("_registered", "_added", "_rivals"):
+        monkeypatch.setattr(registry, known, dict(getattr(registry, known)))
+    peers.register()
+    before = registry.module_name("decode", backend), registry._registered.get(("decode", backend))
+    own = registry.get("decode", "torch")
+    given: dict[str, tuple[list[Any], dict[str, Any]]] = {
+        "implements": ([], {"supports": own.supports}),
+        "adapts": ([Stages(lambda *_: {}, print, print)], {"supports": own.supports}),
+        "add_module": (["theirs"], {}),
+    }
+    more, named = given[how]
+    with pytest.raises(BackendTaken, match="register yours by another name"):
+        getattr(registry, how)("decode", backend, *more, **named)
+    after = registry.module_name("decode", backend), registry._registered.get(("decode", backend))
+    assert after == before
+
+
+def test_a_backend_of_ours_may_be_registered_again(modules: dict[tuple[str, str], str]) -> None:
+    """By its own module, as a reload does."""
+    registry.get("decode", "torch")
+    importlib.reload(importlib.import_module(f"{registry.__package__}.torch.decode"))
+    assert registry.unavailable("decode", "torch") is None
+
+
+def test_an_op_that_no_family_has_is_refused(modules: dict[tuple[str, str], str]) -> None:
+    """Misspelt, it would be found nowhere."""
+    supports = registry.get("decode", "torch").supports
+    with pytest.raises(OptionError, match=r"op: expected one of prefill, .*, got 'decoed'"):
+        registry.implements("decoed", "mine", supports=supports)  # type: ignore[arg-type]
 
 
 def test_a_refused_problem_says_why(
