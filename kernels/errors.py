@@ -73,3 +73,8 @@ class BackendMissing(Mamba3Error, LookupError):
     def __str__(self) -> str:
         op, backend, reason = self.args
         return f"{op}: backend {backend!r} is not available: {reason}"
+
+
+def printable(text: str) -> str:
+    """A text that can be written anywhere: what no UTF-8 has, as of a broken file name, escaped."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")

@@ -18,7 +18,7 @@ import torch
 
 from . import lookup, plans
 from .bound import Bound, Stages, direct
-from .errors import BackendMissing, BackendTaken, OptionError, UnsupportedError
+from .errors import BackendMissing, BackendTaken, OptionError, UnsupportedError, printable
 from .family import FAMILIES, Problem
 from .plans import Launch
 from .problem import OpName
@@ -308,14 +308,17 @@ def get(op: OpName, backend: str) -> Implementation:
 
 def refusal(op: OpName, backend: str, problem: Problem, device: torch.device) -> str | None:
     """Why a backend does not run a problem on a device, or None if it does."""
-    return unavailable(op, backend) or get(op, backend).supports(problem, device)
+    reason = unavailable(op, backend)
+    if reason is None:
+        reason = get(op, backend).supports(problem, device)
+    return None if reason is None else printable(str(reason)) or "refused without a reason"
 
 
 def choose(op: OpName, backend: str, problem: Problem, device: torch.device) -> Implementation:
     """The implementation named, or with `auto` the tuned winner, else the first that takes it."""
     if backend != "auto":
         implementation = get(op, backend)
-        reason = implementation.supports(problem, device)
+        reason = refusal(op, backend, problem, device)
         if reason is not None:
             raise UnsupportedError(op, backend, reason)
         return implementation

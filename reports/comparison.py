@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ..bench.compare import EXIT, PASSING, Case, Comparison, Effect, Line
+from ..kernels.errors import printable
 from .tables import markdown, number
 
 COLUMNS = (
@@ -93,7 +94,7 @@ def cells(line: Line, constant: Sequence[str]) -> list[str]:
     varied = {name: value for name, value in line.problem.items() if name not in constant}
     texts = [line.case, line.op, line.backend, " ".join([shape_text(varied), *config])]
     if e is None:
-        return [*texts, "", "", "", "", "", line.reason]
+        return [*texts, "", "", "", "", "", printable(line.reason)]
     return [
         *texts,
         number(e.old_us, 4),
@@ -101,7 +102,7 @@ def cells(line: Line, constant: Sequence[str]) -> list[str]:
         f"{e.ratio:.3f}",
         f"{e.low:.3f} to {e.high:.3f}",
         clocks(e),
-        "; ".join(filter(None, (e.kind if e.kind != "cold" else "", line.reason))),
+        "; ".join(filter(None, (e.kind if e.kind != "cold" else "", printable(line.reason)))),
     ]
 
 

@@ -1,6 +1,6 @@
 """From record files to a report: table, figures and one page. Needs no GPU and no kernel."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pandas as pd
@@ -8,6 +8,7 @@ from rich.console import Console
 
 from ..bench.records import Row, read
 from ..bench.sides import NoRecords
+from ..kernels.errors import printable
 from . import contest
 from .accuracy import accuracy
 from .averages import averages
@@ -94,7 +95,8 @@ def _load(record_paths: list[Path]) -> tuple[list[Row], pd.DataFrame, int]:
     """Rows, the last of each key, their frame, and how many earlier ones are left out; of a tuning
     those that were confirmed.
     """
-    found = [row for row in read(record_paths) if not row.screening]
+    every = (replace(row, reason=printable(row.reason)) for row in read(record_paths))
+    found = [row for row in every if not row.screening]
     rows = list({row.key: row for row in found}.values())
     if not rows:
         raise NoRecords(*record_paths)

@@ -1,14 +1,16 @@
 """What a run says of itself: where its time went."""
 
 import io
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
 
 from mamba3_bench.bench import show
 from mamba3_bench.bench.grid import Axes, problems
-from mamba3_bench.bench.jobs import Entry, Job, Stage
+from mamba3_bench.bench.jobs import Entry, Job, Settings, Stage
 from mamba3_bench.bench.ledger import Slot
+from mamba3_bench.bench.rows import blank_row
 
 JOB = Job(tuple(Entry(problem, "torch") for problem in problems(Axes())))
 
@@ -49,3 +51,17 @@ def test_a_long_run_tells_where_its_time_went(clock):
 def test_a_short_run_does_not(clock):
     """Seconds are nobody's concern there."""
     assert told(clock, [(0, "gate", 3.0)]) == ""
+
+
+def test_a_reason_of_no_encoding_is_shown_escaped():
+    """In the tables of a run, and line by line where nobody watches."""
+    row = blank_row(JOB.entries[0], Settings("sweep"), {}, JOB.match)
+    row = replace(row, status="run-failed", reason="no file a\udcff")
+    out = io.StringIO()
+    page = Console(file=out, width=200)
+    for table in (show.results_table, show.resources_table):
+        page.print(table([row]))
+    with show.Watch(page, "sweep") as watch:
+        watch.planned(1, 0)
+        watch.row(row)
+    assert out.getvalue().encode().count(b"no file a\\udcff") == 3

@@ -161,6 +161,22 @@ def test_a_refused_problem_says_why(
 
 
 @pytest.mark.parametrize(
+    ("said", "reason"),
+    [("no \udc80", "no \\udc80"), ("", "refused without a reason"), (True, "True")],
+)
+def test_a_reason_can_be_written(
+    modules: dict[tuple[str, str], str], make_problem: MakeProblem, said: Any, reason: str
+) -> None:
+    """Whatever `supports` says beside None is a refusal with a text that UTF-8 has."""
+    add(modules, "odd", said)
+    problem = make_problem("prefill")
+    assert registry.refusal("prefill", "odd", problem, CPU) == reason
+    with pytest.raises(UnsupportedError) as caught:
+        registry.choose("prefill", "odd", problem, CPU)
+    assert caught.value.reason == reason
+
+
+@pytest.mark.parametrize(
     ("reason", "first", "chosen"),
     [(None, True, "new"), (None, False, "torch"), ("no", True, "torch")],
 )

@@ -38,6 +38,16 @@ def test_terminal(found):
     )
 
 
+def test_a_reason_of_no_encoding_is_shown_escaped(make_row):
+    """On a terminal and in Markdown."""
+    old, new = make_row("cute", cold=9.0), make_row("cute", "run-failed", reason="a\udcff")
+    compared = compare([[old]], [[new]], Asked())
+    out = StringIO()
+    show(compared, Console(file=out, width=200))
+    for text in (out.getvalue(), as_markdown(compared)):
+        assert b"a\\udcff" in text.encode()
+
+
 def test_markdown(found):
     """What needs a reader is in sight, the rest folded; pipes do not break the tables."""
     text = as_markdown(found)

@@ -195,6 +195,17 @@ def test_interpreted_kernels_are_called_so(make_row, record, tmp_path: Path) -> 
     assert "triton (interpreted)" in write([record([row])], tmp_path)[-1].read_text()
 
 
+def test_a_reason_of_no_encoding_is_shown_escaped(make_row, record, tmp_path: Path) -> None:
+    """An error may hold the bytes of a broken file name; page, tables and terminal show them."""
+    records = record([make_row("mine", "run-failed", reason="no file a\udcff"), make_row(cold=9.0)])
+    for path in write([records], tmp_path):
+        if path.suffix in (".md", ".html") or path.name == "table.csv":
+            assert "no file a\\udcff" in path.read_text(encoding="utf-8")
+    out = StringIO()
+    show([records], Console(file=out, width=200))
+    out.getvalue().encode()
+
+
 def test_what_a_cpu_runs_itself_is_not_called_interpreted(make_row, record, tmp_path) -> None:
     """A run on a CPU turns the interpreter on; PyTorch has none, and is timed."""
     environment = {"gpu": None, "interpreted": True}
