@@ -1,15 +1,25 @@
 """Validation: from the tensors of a call to its `Problem`, or to an error with its remedy."""
 
 import itertools
-from dataclasses import dataclass, field
+from collections.abc import Hashable
+from dataclasses import MISSING, dataclass, field, fields
 
 import torch
 from torch import Tensor
 
 from .call import capturing
-from .errors import DeviceError, DtypeError, LayoutError, OptionError, RangeError, ShapeError
+from .errors import (
+    DeviceError,
+    DtypeError,
+    InputError,
+    KindError,
+    LayoutError,
+    OptionError,
+    RangeError,
+    ShapeError,
+)
 from .problem import OPTIONAL, OpName, Options, Problem, dtype_name
-from .tensors import Inputs, Params, State
+from .tensors import Inputs, Params, State, Tensors
 
 ACTIVATIONS = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 INPUT_DIMS = {
@@ -33,6 +43,13 @@ PARAM_DIMS = {
     "mimo_z": "H R P",
     "mimo_o": "H R P",
     "out_norm": "H P",
+}
+TAKE_CONFIG = "take one of registry.get(op, backend).configs(problem, device)"
+KINDS: dict[str, type] = {
+    "inputs": Inputs,
+    "params": Params,
+    "state": State,
+    "options": Options,
 }
 STATE_DIMS = {"phi": "rows H S", "h": "rows H P N", "k": "rows R H N", "x": "rows H P"}
 
@@ -65,6 +82,44 @@ class Dims:
     def show(self, dims: list[str]) -> str:
         """`(B=2, L=100, H=4)`, dims not bound yet by name alone."""
         return "(" + ", ".join(f"{d}={self.sizes[d]}" if d in self.sizes else d for d in dims) + ")"
+
+
+def check_kinds(op: OpName, inputs: object, params: object, state: object, options: object) -> None:
+    """Each argument is of its class, or left out if it may be; what it holds are dense tensors."""
+    given = {"inputs": inputs, "params": params, "state": state, "options": options}
+    for name, value in given.items():
+        kind = KINDS[name]
+        needed = name == "inputs" or (name == "state" and op == "decode")
+        if not isinstance(value, kind) and (needed or value is not None):
+            raise KindError(name, kind.__name__, got(value), f"make one: {kind.__name__}(...)")
+        if isinstance(value, Tensors):
+            prefix = "state." if name == "state" else ""
+            for field_ in fields(value):  # type: ignore[arg-type]
+                tensor = getattr(value, field_.name)
+                if tensor is not None or field_.default is MISSING:
+                    dense(f"{prefix}{field_.name}", tensor)
+
+
+def dense(name: str, tensor: object) -> None:
+    """A tensor, with strides."""
+    if not isinstance(tensor, Tensor):
+        raise KindError(name, "a torch.Tensor", got(tensor), "make it one with torch.as_tensor")
+    if tensor.layout is not torch.strided:
+        raise LayoutError(name, "a dense tensor", f"layout {tensor.layout}", "call .to_dense()")
+
+
+def check_config(config: object, kind: type | None = None) -> None:
+    """A config is of its backend's class; without a kind, none that cannot be remembered."""
+    if kind is None and not isinstance(config, Hashable):
+        raise KindError("config", "a frozen dataclass of the backend", got(config), TAKE_CONFIG)
+    if kind is not None and not isinstance(config, kind):
+        name = "None" if kind is type(None) else f"a {kind.__module__}.{kind.__name__}"
+        raise KindError("config", name, got(config), TAKE_CONFIG)
+
+
+def got(value: object) -> str:
+    """The class of an argument, for a message."""
+    return "None" if value is None else f"{type(value).__module__}.{type(value).__qualname__}"
 
 
 def same_device(name: str, tensor: Tensor, device: torch.device) -> None:
@@ -196,6 +251,7 @@ def check_state(state: State, dims: Dims, x: Tensor) -> None:
 def check_cu_seqlens(cu_seqlens: Tensor, dims: Dims, x: Tensor) -> tuple[int, ...]:
     """Check 0 = c_0 <= c_1 <= ... = L, int32, B = 1; returns the lengths, read on the host."""
     name, B, L = "cu_seqlens", dims.sizes["B"], dims.sizes["L"]
+    dense(name, cu_seqlens)
     has_dtype(name, cu_seqlens, (torch.int32,), "token offsets")
     same_device(name, cu_seqlens, x.device)
     contiguous(name, cu_seqlens)
@@ -245,6 +301,7 @@ def check_prefill(
     state_dtype: torch.dtype | None,
 ) -> Problem:
     """The problem of a prefill call, or an error."""
+    check_kinds("prefill", inputs, params, state, options)
     dims = Dims()
     theta_per_head = check_inputs(inputs, dims, "prefill")
     check_params(params, dims, inputs.x)
@@ -270,7 +327,7 @@ def check_prefill(
         raise DtypeError(
             "state_dtype",
             f"{names} with {dtype_name(inputs.x.dtype)} inputs",
-            dtype_name(state_dtype),
+            dtype_name(state_dtype) if isinstance(state_dtype, torch.dtype) else got(state_dtype),
             "choose one of these",
         )
     return _problem(
@@ -290,6 +347,7 @@ def check_decode(
     inputs: Inputs, params: Params, state: State, state_indices: Tensor | None, options: Options
 ) -> Problem:
     """The problem of a decode call, or an error."""
+    check_kinds("decode", inputs, params, state, options)
     dims = Dims()
     theta_per_head = check_inputs(inputs, dims, "decode")
     check_params(params, dims, inputs.x)
@@ -297,11 +355,20 @@ def check_decode(
     if state_indices is None:
         dims.sizes["rows"], dims.binder["rows"] = dims.sizes["B"], "x"
     else:
+        dense("state_indices", state_indices)
         has_dtype("state_indices", state_indices, (torch.int32,), "rows of the state pool")
         same_device("state_indices", state_indices, inputs.x.device)
         contiguous("state_indices", state_indices)
         dims.bind("state_indices", state_indices, "B")
     check_state(state, dims, inputs.x)
+    for name, tensor in state.items():
+        if tensor.requires_grad and tensor.is_leaf and torch.is_grad_enabled():
+            raise InputError(
+                f"state.{name}",
+                "a tensor that may be updated in place",
+                "a leaf that requires grad",
+                "detach it, or decode under torch.no_grad()",
+            )
     pool = None if state_indices is None else dims.sizes["rows"]
     return _problem(
         "decode",

@@ -16,6 +16,10 @@ class InputError(Mamba3Error, ValueError):
         return f"{subject}: expected {expected}, got {got}; {remedy}"
 
 
+class KindError(InputError):
+    """An argument is of another class, for instance no tensor."""
+
+
 class ShapeError(InputError):
     """A tensor has the wrong shape."""
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from . import plans
 from .call import Call, capturing, empty, new_state, y_shape
-from .check import check_decode, check_prefill
+from .check import check_config, check_decode, check_kinds, check_prefill
 from .problem import Options
 from .registry import Config, choose
 from .tensors import Inputs, Params, State
@@ -45,11 +45,16 @@ def prefill(
     backend. Values that an option promises (dt > 0, a <= 0) are looked at on the CPU, and on a GPU
     at the first call of a kind alone: reading them waits for the device.
     """
-    params = params or NO_PARAMS
-    old = NO_STATE if state is None else state.every()
-    tensors = (*inputs.every(), *params.every(), *old)
-    key = plans.key_of(("prefill", backend, config, options, state_dtype), tensors)
-    plan = None if cu_seqlens is not None else plans.find(key, tensors)
+    try:  # costs nothing where nothing is raised
+        params = params or NO_PARAMS
+        old = NO_STATE if state is None else state.every()
+        tensors = (*inputs.every(), *params.every(), *old)
+        key = plans.key_of(("prefill", backend, config, options, state_dtype), tensors)
+        plan = None if cu_seqlens is not None else plans.find(key, tensors)
+    except (AttributeError, TypeError):
+        check_kinds("prefill", inputs, params, state, options)
+        check_config(config)
+        raise
     if plan is None:
         call = prefill_call(inputs, params, state, cu_seqlens, options, state_dtype)
         launch = _first_launch(call, backend, config)
@@ -86,14 +91,21 @@ def decode(
     Raises InputError for tensors that do not fit, UnsupportedError and BackendMissing for the
     backend; values as for prefill.
     """
-    params = params or NO_PARAMS
-    tensors = (*inputs.every(), *params.every(), *state.every(), state_indices)
-    key = plans.key_of(("decode", backend, config, options), tensors)
-    plan = plans.find(key, tensors)
+    try:
+        params = params or NO_PARAMS
+        tensors = (*inputs.every(), *params.every(), *state.every(), state_indices)
+        key = plans.key_of(("decode", backend, config, options), tensors)
+        plan = plans.find(key, tensors)
+    except (AttributeError, TypeError):
+        check_kinds("decode", inputs, params, state, options)
+        check_config(config)
+        raise
     if plan is None:
         call = decode_call(inputs, params, state, state_indices, options)
         launch = _first_launch(call, backend, config)
-        if not capturing(inputs.x):  # else its values have not been looked at
+        # under capture values have not been looked at; a state with gradients is refused or not
+        # by a mode that is no fact
+        if not capturing(inputs.x) and not any(tensor.requires_grad for tensor in state.every()):
             plans.remember(key, tensors, call.problem, launch)
     else:
         y = empty(plan.y_shape, inputs.x.dtype, inputs.x.device)
@@ -108,6 +120,8 @@ def _first_launch(call: Call, backend: str, config: Config) -> plans.Launch:
     """Choose, prepare and launch what runs a validated call; returns it for the next ones."""
     device = call.inputs.x.device
     implementation = choose(call.problem.op, backend, call.problem, device)
+    if config is not None:
+        check_config(config, type(implementation.default(call.problem, device)))
     launch = implementation.ready(call, config or implementation.chosen(call.problem, device))
     launch(call)
     return launch

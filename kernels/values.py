@@ -9,7 +9,7 @@ from .errors import RangeError
 def check_values(call: Call) -> None:
     """Raise RangeError for a step that is not positive, a decay that grows, or a bad pool row."""
     inputs, options = call.inputs, call.problem.options
-    if options.step == "activated" and bool((inputs.dt <= 0).any()):
+    if options.step == "activated" and not bool((inputs.dt > 0).all()):  # NaN is not above 0
         raise RangeError(
             "dt",
             "every dt > 0 (step='activated')",

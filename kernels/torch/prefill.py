@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ..call import Call
+from ..errors import OptionError
 from ..problem import Problem
 from ..registry import implements
 from ..tensors import Inputs, Params, State
@@ -31,6 +32,11 @@ class Config:
     """How the sequence is cut."""
 
     chunk_size: int = 64  # tokens
+
+    def __post_init__(self) -> None:
+        if self.chunk_size < 1:
+            got, remedy = str(self.chunk_size), "choose a chunk of some tokens"
+            raise OptionError("config.chunk_size", "1 or more", got, remedy)
 
 
 def configs(problem: Problem, device: torch.device) -> Iterator[Config]:

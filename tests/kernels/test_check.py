@@ -18,6 +18,7 @@ from mamba3_bench.kernels.errors import (
     DeviceError,
     DtypeError,
     InputError,
+    KindError,
     LayoutError,
     Mamba3Error,
     OptionError,
@@ -28,6 +29,7 @@ from mamba3_bench.kernels.errors import (
 from mamba3_bench.kernels.ops import decode, prefill
 from mamba3_bench.kernels.problem import Options, Problem
 from mamba3_bench.kernels.tensors import Inputs, State
+from mamba3_bench.kernels.torch.prefill import Config
 
 MakeProblem = Callable[..., Problem]
 Change = Callable[[dict[str, Any]], dict[str, Any]]
@@ -97,6 +99,12 @@ def drop(*names: str) -> Change:
 
 ACTIVATED = both(options(step="activated"), drop("dt_bias"))
 
+
+def swap(**others: Any) -> Change:
+    """Other things in place of whole arguments."""
+    return lambda a: others
+
+
 # What every op refuses: the call has B = 2, H = 6, G = 3, P = 5, N = 8, R = 2, S = 4, float32.
 SHARED: list[Case] = [
     # shape
@@ -162,6 +170,29 @@ SHARED: list[Case] = [
      ["options.norm:", "b_norm", "normalised", "drop"]),
     ("dt_bias on activated dt", options(step="activated"), OptionError,
      ["options.step:", "dt_bias", "drop"]),
+    # another class
+    ("no inputs", swap(inputs=None), KindError, ["inputs:", "Inputs", "None"]),
+    ("inputs of a list", swap(inputs=[]), KindError, ["inputs:", "Inputs", "builtins.list"]),
+    ("x of NumPy", inputs(x=lambda t: t.numpy()), KindError,
+     ["x:", "torch.Tensor", "numpy.ndarray", "torch.as_tensor"]),
+    ("no x", inputs(x=lambda t: None), KindError, ["x:", "torch.Tensor", "None"]),
+    ("x of lists", inputs(x=lambda t: t.tolist()), KindError, ["x:", "builtins.list"]),
+    ("b of lists", inputs(b=lambda t: t.tolist()), KindError, ["b:", "builtins.list"]),
+    ("no theta", inputs(theta=lambda t: None), KindError, ["theta:", "None"]),
+    ("parameters by name", swap(params={"d": 1}), KindError, ["params:", "Params", "dict"]),
+    ("a parameter of NumPy", params(d=lambda t: t.numpy()), KindError, ["d:", "numpy.ndarray"]),
+    ("states in a row", swap(state=(1, 2)), KindError, ["state:", "State", "tuple"]),
+    ("h of NumPy", state(h=lambda t: t.numpy()), KindError, ["state.h:", "numpy.ndarray"]),
+    ("options by name", swap(options={"step": "softplus"}), KindError,
+     ["options:", "Options", "dict", "Options(...)"]),
+    ("an option", swap(options="softplus"), KindError, ["options:", "Options", "str"]),
+    ("a config by name", swap(backend="torch", config={"chunk_size": 16}), KindError,
+     ["config:", "dict", "registry.get(op, backend).configs"]),
+    ("a number for config", swap(backend="torch", config=16), KindError, ["config:", "int"]),
+    ("sparse x", inputs(x=lambda t: t.to_sparse()), LayoutError,
+     ["x:", "dense", "torch.sparse_coo", ".to_dense()"]),
+    ("step that is NaN", both(ACTIVATED, inputs(dt=lambda t: t.abs() * torch.nan)), RangeError,
+     ["dt:", "dt > 0", "nan"]),
     # the state of another problem
     ("state of other N", other_state(N=16), ShapeError, ["state.h:", "N=8", "16"]),
     ("state of other P", other_state(P=8), ShapeError, ["state.h:", "P=5", "8"]),
@@ -181,6 +212,10 @@ PREFILL: list[Case] = [
      LayoutError, ["x:", "batch stride = L x token stride"]),
     ("integer state", lambda a: {"state_dtype": torch.int8}, DtypeError,
      ["state_dtype:", "float32 or bfloat16 or float16", "int8"]),
+    ("state dtype by name", swap(state_dtype="float32"), DtypeError,
+     ["state_dtype:", "float32 or", "builtins.str"]),
+    ("offsets of a list", both(cu_seqlens(0, 23), swap(cu_seqlens=[0, 23])), KindError,
+     ["cu_seqlens:", "torch.Tensor", "list"]),
     ("offsets fall", cu_seqlens(0, 9, 5, 23), RangeError,
      ["cu_seqlens:", "never fall", "[0, 9, 5, 23]", "sort"]),
     ("offsets end early", cu_seqlens(0, 9, 22), RangeError,
@@ -200,6 +235,10 @@ PREFILL: list[Case] = [
 DECODE: list[Case] = [
     ("inputs of a prefill", inputs(**{n: lambda t: t.unsqueeze(1) for n in Inputs.__slots__}),
      ShapeError, ["x:"]),
+    ("no state", swap(state=None), KindError, ["state:", "State", "None"]),
+    ("indices of a list", swap(state_indices=[0, 1]), KindError, ["state_indices:", "list"]),
+    ("state to be trained", state(h=lambda t: t.clone().requires_grad_()), InputError,
+     ["state.h:", "in place", "requires grad", "detach"]),
     ("an index for each head", indices(0, 1, 2), ShapeError, ["state_indices:", "B=2", "(3,)"]),
     ("long indices", indices(0, 1, dtype=torch.int64), DtypeError,
      ["state_indices:", "int32", "int64"]),
@@ -263,6 +302,26 @@ def test_options_have_closed_choices(name: str, value: Any) -> None:
     """A typing error in an option is an error, with the choices in the message."""
     with pytest.raises(OptionError, match=rf"options\.{name}: expected one of .* got {value!r}"):
         Options(**{name: value})
+
+
+@pytest.mark.parametrize("size", [0, -1])
+def test_a_chunk_has_tokens(size: int) -> None:
+    """A config of the torch backend says what it cannot be."""
+    with pytest.raises(OptionError, match=rf"config.chunk_size: expected 1 or more, got {size}"):
+        Config(chunk_size=size)
+
+
+def test_a_state_to_be_trained_is_decoded_without_gradients(
+    make_problem: MakeProblem, seed: int
+) -> None:
+    """With them the same call is refused, though one of its kind was remembered."""
+    call = make_call(make_problem("decode"), seed)
+    assert call.state is not None
+    trained = call.state.map(lambda _, t: t.clone().requires_grad_())
+    with torch.no_grad():
+        decode(call.inputs, call.params, trained, options=call.problem.options)
+    with pytest.raises(InputError, match=r"state\.phi: expected a tensor that may be updated"):
+        decode(call.inputs, call.params, trained, options=call.problem.options)
 
 
 def test_tf32_is_for_float32(make_problem: MakeProblem, seed: int) -> None:
