@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from ..kernels import registry
+from ..kernels.errors import printable
 from ..kernels.toolchain import source_hash
 from .graphs import FalseReplay
 from .jobs import Entry, Settings
@@ -26,12 +27,12 @@ class NotRun(Exception):
 def explain(error: Exception) -> tuple[Status, str]:
     """The status and reason of a row whose run raised."""
     if isinstance(error, NotRun):
-        return error.status, str(error.reason) or "no reason was given"
+        return error.status, printable(str(error.reason)) or "no reason was given"
     if isinstance(error, FalseReplay):
         return "wrong", str(error)
     if isinstance(error, Throttled):
         return "throttled", str(error)
-    text = " ".join(str(error).split())[:500]
+    text = printable(" ".join(str(error).split()))[:500]
     reason = f"{type(error).__name__}: {text}" if text else type(error).__name__
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return "run-failed", f"out of memory: {reason}"
