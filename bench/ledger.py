@@ -82,9 +82,7 @@ class Ledger:
         Of a sweep's job that is not whole also what has a time: the entries of a job are timed in
         the same turns. What failed is left alone.
         """
-        known = {}
-        if self.path is not None and self.path.exists():
-            known = {row.key: row for row in records.read([self.path])}
+        known = {row.key: row for row in records.read(self._recorded())}
         queue: deque[Job] = deque()
         total = 0
         for job in jobs:
@@ -102,6 +100,13 @@ class Ledger:
                 queue.append(Job(tuple(fresh)))
         self.observer.planned(total, len(self.outcome.recorded))
         return queue
+
+    def _recorded(self) -> list[Path]:
+        """The record file that is there, after the packed one beside it."""
+        if self.path is None:
+            return []
+        packed = self.path.with_name(f"{self.path.name}.gz")
+        return [path for path in (packed, self.path) if path.exists()]
 
     def _missing(self, row: Row | None, again: Sequence[Status] = ()) -> bool:
         if row is None or row.status == "throttled" or row.status in again:

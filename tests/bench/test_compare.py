@@ -193,8 +193,8 @@ def noisy(rng, between, shapes, processes, ratio=1.0):
      (1.03, 0.02, "slower", 0.95), (1 / 1.03, 0.02, "faster", 0.95)],
 )  # fmt: skip
 def test_error_rates_with_repeats(ratio, threshold, case, at_least, seed):
-    """Three processes a side, 0.3 % between them, ten shapes: planted differences are found, 1 % (four
-    standard errors) in three shapes of four, by intervals that hold for all ten together.
+    """Three processes a side, 0.3 % between them, ten shapes: planted differences are found; 1 %,
+    four standard errors, in three shapes of four, by intervals that hold for all ten together.
 
     False differences, in the wrong direction or where there is none, come in at most 5 % of whole
     comparisons (and three standard errors of 60 of them).

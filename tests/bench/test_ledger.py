@@ -1,5 +1,6 @@
 """The plan of a run: what is done again, and what is left as it is recorded."""
 
+import gzip
 from dataclasses import replace
 
 import pytest
@@ -52,6 +53,18 @@ def planned(path, kind, statuses, *, retry=False):
 def test_what_runs_again(tmp_path, kind, statuses, again):
     """A contest is whole or done again; what was too hot for a time is tried again by itself."""
     assert planned(tmp_path / "records.jsonl", kind, statuses) == list(again)
+
+
+def test_packed_records_are_recorded(tmp_path):
+    """What was packed in its folder is not measured again."""
+    path = tmp_path / "records.jsonl"
+    assert planned(path, "sweep", ("ok", "ok", "ok")) == []
+    packed = tmp_path / "records.jsonl.gz"
+    packed.write_bytes(gzip.compress(path.read_bytes()))
+    path.unlink()
+    assert planned(path, "sweep", (None, None, None)) == []
+    packed.unlink()
+    assert planned(path, "sweep", (None, None, None)) == list(BACKENDS)
 
 
 def test_retry_takes_what_failed(tmp_path):
