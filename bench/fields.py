@@ -395,4 +395,5 @@ def _field(rows: Sequence[Row], device: dict[str, Any] | None) -> Field:
 
 def _made(row: Row) -> tuple[Any, ...]:
     """What rows of one tuning have in common."""
-    return row.seed, json.dumps(identity(row.environment), sort_keys=True)
+    made = identity(row.environment, row.op, row.backend)
+    return row.seed, json.dumps(made, sort_keys=True)

@@ -16,6 +16,8 @@ from typing import Any
 import torch
 
 from .. import __version__
+from ..kernels.registry import MODULES
+from ..kernels.toolchain import PACKAGES as PACKAGES_OF
 from ..kernels.toolchain import driver_version, ptxas_version
 
 PACKAGES = (
@@ -68,9 +70,17 @@ def environment(device: torch.device, *, interpreted: bool = False) -> dict[str,
     return found
 
 
-def identity(found: dict[str, Any]) -> dict[str, Any]:
-    """The part of an environment that a record's key depends on."""
+def identity(found: dict[str, Any], op: str = "", backend: str = "") -> dict[str, Any]:
+    """The part of an environment that a record's key depends on.
+
+    For a backend of ours, of the packages those that it runs on: another DSL may come or go. What
+    others run on is not known, so all count.
+    """
     part = {name: found.get(name) for name in IDENTITY}
+    if (op, backend) in MODULES:
+        runs_on = ("torch", *PACKAGES_OF.get(backend, ()))
+        versions = found.get("packages") or {}
+        part["packages"] = {name: versions[name] for name in runs_on if name in versions}
     return (
         part if part["gpu"] else part | {"cpu": found.get("cpu"), "threads": found.get("threads")}
     )

@@ -42,7 +42,7 @@ def key(entry: Entry, settings: Settings, environment: dict[str, Any]) -> str:
         "backend": entry.backend,
         "config": entry.config,
         "problem": entry.problem.as_dict(),
-        "environment": identity(environment),
+        "environment": identity(environment, entry.problem.op, entry.backend),
         "seed": settings.seed,
         "kind": settings.kind,
         "repeat": entry.repeat,

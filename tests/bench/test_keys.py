@@ -89,6 +89,16 @@ def test_another_environment(name):
     assert key(environment=ENVIRONMENT | {name: "other"}) != key()
 
 
+def test_packages_that_a_backend_does_not_run_on_do_not_count():
+    """Another DSL beside Triton; for a plugin, of which nothing is known, it counts."""
+    more = ENVIRONMENT | {"packages": ENVIRONMENT["packages"] | {"tilelang": "0.1.15"}}
+    newer = ENVIRONMENT | {"packages": ENVIRONMENT["packages"] | {"triton": "3.8.0"}}
+    assert key(environment=more) == key()
+    assert key(environment=newer) != key()
+    mine = replace(ENTRY, backend="mine")
+    assert key(entry=mine, environment=more) != key(entry=mine)
+
+
 def test_what_does_not_count():
     """Command line, commit, ceilings, time budget: the source's own text counts, not its name."""
     environment = ENVIRONMENT | {
