@@ -27,7 +27,7 @@ class NotRun(Exception):
 def explain(error: Exception) -> tuple[Status, str]:
     """The status and reason of a row whose run raised."""
     if isinstance(error, NotRun):
-        return error.status, printable(str(error.reason)) or "no reason was given"
+        return error.status, error.reason
     if isinstance(error, FalseReplay):
         return "wrong", str(error)
     if isinstance(error, Throttled):

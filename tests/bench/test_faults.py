@@ -40,7 +40,7 @@ FAULTS = {  # by kernel: status, and what the reason says
     "exits": ("run-failed", r"^worker died: exit code 7; during: gate$"),
     "segfaults": ("run-failed", r"^worker died: signal SIGSEGV; it wrote: .*; during: gate$"),
     "hangs": ("timeout", r"^no answer for 8 s, in faults.py line \d+ in hangs; during: gate$"),
-    "refuses_in_silence": ("skipped", r"^no reason was given$"),
+    "refuses_in_silence": ("skipped", r"^refused without a reason$"),
     "skips_tail": ("wrong", r"^y: 72 of 1704 elements not finite"),
     "zeros_tail": ("wrong", r"^y: relative L2 error 0\.\d+ \(bound"),
     "skips_phi": ("wrong", r"^state.phi: 12 of 12 elements not finite"),
