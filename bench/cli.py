@@ -387,8 +387,10 @@ def read_sides(arguments: argparse.Namespace) -> list[list[Side]]:
         matches = PRESETS[arguments.preset].matches
         if ops:
             matches = tuple(only(ops, match) for match in matches)
-    elif ops and set(ops) <= set(TOKENLESS) and "length" in typed:
-        raise AxisError("length", f"no length for {arguments.op}", typed["length"], "leave it out")
+    there = {one.op for match in matches for one in match.contenders}
+    if there <= set(TOKENLESS) and "length" in typed:
+        names = ",".join(sorted(there))
+        raise AxisError("length", f"no length for {names}", typed["length"], "leave it out")
     return [found for match in matches for found in sides(match, typed, read_axis)]
 
 

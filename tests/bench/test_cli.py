@@ -3,6 +3,7 @@
 import signal
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 
@@ -61,6 +62,7 @@ def test_help_imports_nothing_heavy():
         ("check --heads 6 --groups 4", "--groups: expected divisors of heads = 6, got 4"),
         ("check --optional z,y", "--optional: expected words out of z, dt_bias"),
         ("check --op decode --length 4", "--length: expected no length for decode, got '4'"),
+        ("check --preset paper --op decode --length 4", "--length: expected no length for decode"),
         ("check --preset h200", "invalid choice: 'h200'"),
         ("check --op decode,prefil", "--op: expected words out of prefill, decode, mamba2.prefill"),
         ("check --op gdn.decode --rank 4", "--rank: gdn.decode has no such axis"),
@@ -177,7 +179,14 @@ builtins.__import__ = catching
 sys.argv = ["mamba3-bench", "list"]
 sys.exit(cli.main())
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        # a shell's background job ignores ctrl-C, and so would what it starts
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
+    )
     assert (done.returncode, done.stderr) == (130, "interrupted\n")
 
 
