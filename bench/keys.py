@@ -33,8 +33,11 @@ MEASURING = (
 )
 
 
-def key(entry: Entry, settings: Settings, environment: dict[str, Any]) -> str:
-    """Hash of (source, config, problem, environment, seed, kind, repeat)."""
+def key(entry: Entry, settings: Settings, environment: dict[str, Any], *, beside: str = "") -> str:
+    """Hash of (source, config, problem, environment, seed, kind, repeat).
+
+    beside: the match of an entry that meets others in several jobs of a run.
+    """
     parts = {
         "source": source_hash(
             entry.problem.op, entry.backend, settings.plugins, entry.config is None
@@ -49,6 +52,8 @@ def key(entry: Entry, settings: Settings, environment: dict[str, Any]) -> str:
     }
     if entry.config is None and (tuned := os.environ.get(lookup.VARIABLE)):
         parts["tuned"] = tuned_hash(tuned)
+    if beside:
+        parts["beside"] = beside
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:20]
 
 

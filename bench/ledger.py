@@ -2,7 +2,7 @@
 
 import fcntl
 import os
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -85,10 +85,8 @@ class Ledger:
         known = {row.key: row for row in records.read(self._recorded())}
         queue: deque[Job] = deque()
         total = 0
-        for job in jobs:
-            keyed = [
-                replace(entry, key=key(entry, self.settings, environment)) for entry in job.entries
-            ]
+        for job in self._keyed(jobs, environment):
+            keyed = job.entries
             self.outcome.asked += [entry.key for entry in keyed]
             fresh = [entry for entry in keyed if self._missing(known.get(entry.key))]
             if fresh and self.settings.kind == "sweep":
@@ -100,6 +98,22 @@ class Ledger:
                 queue.append(Job(tuple(fresh)))
         self.observer.planned(total, len(self.outcome.recorded))
         return queue
+
+    def _keyed(self, jobs: Sequence[Job], environment: dict[str, Any]) -> list[Job]:
+        """The jobs with the key of each entry; who is in several is another row in each."""
+        settings = self.settings
+        keys = [[key(one, settings, environment) for one in job.entries] for job in jobs]
+        count = Counter(name for names in keys for name in names)
+        found = []
+        for job, names in zip(jobs, keys, strict=True):
+            entries = [
+                replace(one, key=name)
+                if count[name] == 1
+                else replace(one, key=key(one, settings, environment, beside=job.match))
+                for one, name in zip(job.entries, names, strict=True)
+            ]
+            found.append(Job(tuple(entries)))
+        return found
 
     def _recorded(self) -> list[Path]:
         """The record file that is there, after the packed one beside it."""

@@ -67,6 +67,22 @@ def test_packed_records_are_recorded(tmp_path):
     assert planned(path, "sweep", (None, None, None)) == list(BACKENDS)
 
 
+def test_who_meets_others_twice_has_two_rows(tmp_path):
+    """One shape of torch beside each of two of Triton: no contest loses it, nor a resumed run."""
+    ranks = [problems(Axes(op="decode", rank=(R,)))[0] for R in (1, 4)]
+    jobs = [Job((Entry(ranks[0], "torch"), Entry(one, "triton"))) for one in ranks]
+    path, settings = tmp_path / "records.jsonl", Settings("sweep")
+    queue = Ledger(settings, path, Silent()).plan(jobs, ENVIRONMENT)
+    entries = [entry for job in queue for entry in job.entries]
+    assert len({entry.key for entry in entries}) == 4
+    for job in list(queue)[:1]:
+        for entry in job.entries:
+            row = blank_row(entry, settings, ENVIRONMENT, job.match)
+            records.append(path, replace(row, status="ok", reason=""))
+    (left,) = Ledger(settings, path, Silent()).plan(jobs, ENVIRONMENT)
+    assert [entry.backend for entry in left.entries] == ["torch", "triton"]
+
+
 def test_retry_takes_what_failed(tmp_path):
     """With those whom it is timed beside."""
     statuses = ("ok", "wrong", "skipped")
