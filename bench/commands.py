@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,14 +14,14 @@ from ..kernels import registry
 from ..kernels.errors import OptionError
 from ..kernels.family import ops
 from . import doctor, peers, plugins, quick, selftest, show, tune, why
-from .axes import AxisError, words
+from .axes import AxisError
 from .budget import SelfTestError
 from .compare import CASES, PASSING, Asked, Case
 from .compare import compare as compare_runs
 from .grid import Axes, problems
 from .jobs import Job, Kind, Settings
 from .ledger import RunError
-from .records import RecordError, Row
+from .records import RecordError
 from .report import comparison_text, show_comparison, show_report, write_report
 from .session import (
     NOTHING,
@@ -38,7 +38,7 @@ from .session import (
     records_path,
     resource_jobs,
 )
-from .sides import NoRecords, load, record_files
+from .sides import NoRecords, chosen, load, record_files
 
 MANY = 2000  # entries: ask first
 
@@ -188,11 +188,7 @@ def compare(page: Console, arguments: argparse.Namespace) -> int:
     if list(map(str, forms.values())).count("-") > 1:
         raise UsageError("--markdown, --json: stdout takes one of them; name a file for the other")
     sides = [load(path) for path in (arguments.old, arguments.new)]
-    rows = [row for side in sides for run in side for row in run]
-    known = [name for op in ops() for name in registry.backends(op)]  # a plugin's are in rows alone
-    some_ops = named("op", arguments.op, [*ops(), *(row.op for row in rows)])
-    backends = named("backend", arguments.backend, [*known, *(row.backend for row in rows)])
-    old, new = (chosen(side, some_ops, backends) for side in sides)
+    old, new = chosen(sides, arguments.op, arguments.backend)
     found = compare_runs(old, new, asked)
     if "-" not in map(str, forms.values()):
         show_comparison(page, found)
@@ -206,19 +202,6 @@ def compare(page: Console, arguments: argparse.Namespace) -> int:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text, encoding="utf-8")
     return found.exit_code(passing)
-
-
-def named(option: str, text: str | None, known: Iterable[str]) -> Collection[str]:
-    """The names asked for, all known ones without any; raises AxisError for an unknown one."""
-    names = tuple(dict.fromkeys(known))
-    return names if text is None else words(option, text, names)
-
-
-def chosen(
-    runs: Sequence[Sequence[Row]], ops: Collection[str], backends: Collection[str]
-) -> list[list[Row]]:
-    """The rows of some ops and backends."""
-    return [[row for row in run if row.op in ops and row.backend in backends] for run in runs]
 
 
 def passing_cases(text: str | None) -> tuple[Case, ...]:

@@ -107,12 +107,10 @@ def times_of(decision: Decision) -> dict[str, float]:
 def _race_us(one: Candidate, beside: Candidate | None = None) -> float:
     """Median of a candidate's race, over the turns that it shares with another, if they ran in the
     same one: a race that was cut off goes on as another."""
-    mine, theirs = one.samples(), None if beside is None else beside.samples()
+    mine = one.samples()
+    theirs = beside.samples() if beside is not None and one.beside(beside) else None
     assert mine is not None
-    assert one.raced is not None
-    if beside is None or beside.raced is None or theirs is None:
-        return mine.median
-    if one.raced.match != beside.raced.match:
+    if theirs is None:
         return mine.median
     shared = min(len(mine.values), len(theirs.values))
     return statistics.median(mine.values[:shared]) if shared else mine.median

@@ -135,6 +135,11 @@ class Candidate:
         row = self.row(repeat)
         return None if row is None or row.times is None else row.times.cold or row.times.warm
 
+    def beside(self, other: "Candidate", repeat: int | None = None) -> bool:
+        """Whether both were timed in the same turns, of the race or of one confirming process."""
+        mine, theirs = self.row(repeat), other.row(repeat)
+        return mine is not None and theirs is not None and mine.match == theirs.match
+
     def complete(self, processes: Sequence[int]) -> bool:
         """Whether there are confirming processes, and it has times of each."""
         return bool(processes) and all(self.samples(repeat) for repeat in processes)
@@ -324,9 +329,8 @@ def _points(found: Field, one: Candidate, other: Candidate) -> list[Point]:
     for repeat in found.processes:
         a, b = one.samples(repeat), other.samples(repeat)
         if a and b:
-            rows = one.row(repeat), other.row(repeat)
-            together = rows[0] and rows[1] and rows[0].match == rows[1].match
-            points.append(estimate.paired(a, b) if together else estimate.apart(a, b))
+            ratio = estimate.paired if one.beside(other, repeat) else estimate.apart
+            points.append(ratio(a, b))
     return points
 
 

@@ -17,6 +17,8 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, BinaryIO, Literal, Self, get_args, get_origin, get_type_hints
 
+from ..kernels.errors import printable
+
 Status = Literal[
     "ok",  # right, and timed unless the run was a check only
     "inaccurate",  # a rival outside the bound, under 5 % relative error: timed
@@ -119,6 +121,7 @@ class Row:
             raise ValueError(f"a {self.status} row cannot hold a time: only a right result has one")
         if self.status != "ok" and not self.reason:
             raise ValueError(f"a {self.status} row needs a reason")
+        object.__setattr__(self, "reason", printable(self.reason))  # for whoever writes it
 
     @property
     def screening(self) -> bool:

@@ -6,7 +6,6 @@ from typing import Any
 import torch
 
 from ..kernels import registry
-from ..kernels.errors import printable
 from ..kernels.toolchain import source_hash
 from .graphs import FalseReplay
 from .jobs import Entry, Settings
@@ -32,7 +31,7 @@ def explain(error: Exception) -> tuple[Status, str]:
         return "wrong", str(error)
     if isinstance(error, Throttled):
         return "throttled", str(error)
-    text = printable(" ".join(str(error).split()))[:500]
+    text = " ".join(str(error).split())[:500]
     reason = f"{type(error).__name__}: {text}" if text else type(error).__name__
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return "run-failed", f"out of memory: {reason}"

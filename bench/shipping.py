@@ -183,8 +183,7 @@ def replaced(contents: dict[str, dict[str, Any]], folder: Path) -> list[str]:
     found = []
     for gpu, content in contents.items():
         path = folder / file_name(gpu)
-        old = json.loads(path.read_text(encoding="utf-8"))["tables"] if path.is_file() else []
-        tables = {(table["op"], table["backend"]): table for table in old}
+        tables = by_kernel(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
         for table in content["tables"]:
             before = tables.get((table["op"], table["backend"]))
             if before is None or before["fingerprint"] == table["fingerprint"]:
@@ -199,8 +198,13 @@ def replaced(contents: dict[str, dict[str, Any]], folder: Path) -> list[str]:
     return found
 
 
+def by_kernel(content: dict[str, Any]) -> dict[tuple[str, str], dict[str, Any]]:
+    """The tables of a file by op and backend."""
+    return {(table["op"], table["backend"]): table for table in content["tables"]}
+
+
 def _merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
-    tables = {(table["op"], table["backend"]): table for table in old["tables"]}
+    tables = by_kernel(old)
     for table in new["tables"]:
         before = tables.get((table["op"], table["backend"]))
         groups = table["groups"]

@@ -12,7 +12,6 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from ..kernels.errors import printable
 from .jobs import Job, Stage
 from .ledger import Slot
 from .records import Row, Samples
@@ -144,7 +143,7 @@ def _outcome(row: Row) -> str:
         return f"{row.status} {_microseconds(main.median)} us"
     if row.resources:
         return f"compiled in {row.compile_s:.1f} s, {_config(row)}"
-    return f"{row.status} ({printable(row.reason)})" if row.reason else row.status
+    return f"{row.status} ({row.reason})" if row.reason else row.status
 
 
 def headline(row: Row) -> Samples | None:
@@ -184,7 +183,7 @@ def resources_table(rows: Sequence[Row]) -> RenderableType:
     for row in rows:
         known = _problem(row) | {"config": _config(row)}
         if not row.resources:
-            lines.append(known | {"reason": f"[red]{escape(printable(row.reason))}"})
+            lines.append(known | {"reason": f"[red]{escape(row.reason)}"})
         for kernel in row.resources:
             figures = {name: str(kernel[key]) for name, key in FIGURES.items()}
             lines.append(known | {"kernel": kernel["kernel"]} | figures)
@@ -236,7 +235,7 @@ def _result(row: Row) -> dict[str, str]:
         "GB/s": rate,
         "of copy": share,
         "error/bound": _worst(row),
-        "reason": escape(printable(row.reason)),
+        "reason": escape(row.reason),
     }
 
 

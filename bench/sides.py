@@ -3,13 +3,16 @@
 import json
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Literal
 
+from ..kernels import registry
+from ..kernels.family import ops
 from . import estimate, records
+from .axes import words
 from .estimate import Point
 from .records import Row, Samples
 
@@ -48,6 +51,30 @@ def load(path: Path) -> list[list[Row]]:
     if not any(runs):
         raise NoRecords(path)
     return runs
+
+
+def chosen(
+    sides: Sequence[Sequence[Run]], op: str | None, backend: str | None
+) -> list[list[list[Row]]]:
+    """The rows of the ops and backends named, None for all; raises AxisError for an unknown name.
+
+    Names of plugins are known from the rows alone, whatever side has them.
+    """
+    rows = [row for side in sides for run in side for row in run]
+    backends = [name for one in ops() for name in registry.backends(one)]
+    some_ops = _named("op", op, [*ops(), *(row.op for row in rows)])
+    some_backends = _named("backend", backend, [*backends, *(row.backend for row in rows)])
+
+    def wanted(run: Run) -> list[Row]:
+        return [row for row in run if row.op in some_ops and row.backend in some_backends]
+
+    return [[wanted(run) for run in side] for side in sides]
+
+
+def _named(option: str, text: str | None, known: Iterable[str]) -> Collection[str]:
+    """The names asked for, all known ones without any."""
+    names = tuple(dict.fromkeys(known))
+    return names if text is None else words(option, text, names)
 
 
 def distinct(runs: Sequence[Run]) -> tuple[list[list[Row]], int]:

@@ -49,6 +49,7 @@ from .session import (
     perform,
     records_path,
 )
+from .sides import chosen
 
 CONFIRM_S = 0.3  # of samples for each finalist in each confirming process
 REPLAYED = ("--replay", "--out", "--ship", "--op", "--backend")  # options that go together
@@ -105,12 +106,8 @@ def recorded(arguments: argparse.Namespace, given: Sequence[str]) -> list[Row]:
     if others:
         names = ", ".join(dict.fromkeys(others))
         raise UsageError(f"{names}: --replay decides what is recorded; leave it out")
-    return [
-        row
-        for row in records.read(arguments.replay)
-        if (arguments.op is None or row.op in arguments.op.split(","))
-        and (arguments.backend is None or row.backend in arguments.backend.split(","))
-    ]
+    ((rows,),) = chosen([[records.read(arguments.replay)]], arguments.op, arguments.backend)
+    return rows
 
 
 def ship(page: Console, contents: dict[str, dict[str, Any]]) -> list[Path]:

@@ -10,7 +10,6 @@ from rich.console import Console
 from rich.table import Table
 
 from ..bench.compare import EXIT, PASSING, Case, Comparison, Effect, Line
-from ..kernels.errors import printable
 from .tables import markdown, number
 
 COLUMNS = (
@@ -94,7 +93,7 @@ def cells(line: Line, constant: Sequence[str]) -> list[str]:
     varied = {name: value for name, value in line.problem.items() if name not in constant}
     texts = [line.case, line.op, line.backend, " ".join([shape_text(varied), *config])]
     if e is None:
-        return [*texts, "", "", "", "", "", printable(line.reason)]
+        return [*texts, "", "", "", "", "", line.reason]
     return [
         *texts,
         number(e.old_us, 4),
@@ -102,7 +101,7 @@ def cells(line: Line, constant: Sequence[str]) -> list[str]:
         f"{e.ratio:.3f}",
         f"{e.low:.3f} to {e.high:.3f}",
         clocks(e),
-        "; ".join(filter(None, (e.kind if e.kind != "cold" else "", printable(line.reason)))),
+        "; ".join(filter(None, (e.kind if e.kind != "cold" else "", line.reason))),
     ]
 
 

@@ -1,6 +1,6 @@
 """From record files to a report: table, figures and one page. Needs no GPU and no kernel."""
 
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 import pandas as pd
@@ -8,7 +8,6 @@ from rich.console import Console
 
 from ..bench.records import Row, read
 from ..bench.sides import NoRecords
-from ..kernels.errors import printable
 from . import contest
 from .accuracy import accuracy
 from .averages import averages
@@ -35,7 +34,7 @@ from .tables import (
     notes,
 )
 from .terminal import show as show_frame
-from .versus import contests
+from .versus import Contest, contests
 
 
 def write(record_paths: list[Path], out: Path) -> list[Path]:
@@ -49,16 +48,17 @@ def write(record_paths: list[Path], out: Path) -> list[Path]:
     rows, table, superseded = _load(record_paths)
     selftests = found(record_paths)
     out.mkdir(parents=True, exist_ok=True)
+    met = contests(rows)
     written = [out / "table.md"]
-    written[0].write_text(_markdown(rows, table, superseded), encoding="utf-8")
-    for name, data in tables(rows, table).items():
+    written[0].write_text(_markdown(rows, table, met, superseded), encoding="utf-8")
+    for name, data in tables(rows, table, met).items():
         written += [out / f"{name}.csv", out / f"{name}.parquet"]
         data.to_csv(written[-2], index=False)
         data.to_parquet(written[-1], index=False)
 
     ink = inks(table["backend"])
     drawings = [
-        *contest.drawings(contests(rows)),
+        *contest.drawings(met),
         *latency(table, ink),
         *rank(table, ink),
         *roofline(rows, table, ink),
@@ -68,15 +68,15 @@ def write(record_paths: list[Path], out: Path) -> list[Path]:
     ]
     figures = [(drawing, save(drawing, out / "figures")) for drawing in drawings]
     index = out / "index.html"
-    index.write_text(page(rows, table, figures, selftests, superseded), encoding="utf-8")
+    index.write_text(page(rows, table, met, figures, selftests, superseded), encoding="utf-8")
     return [*written, *(path for _, files in figures for path in files), index]
 
 
-def tables(rows: list[Row], table: pd.DataFrame) -> dict[str, pd.DataFrame]:
+def tables(rows: list[Row], table: pd.DataFrame, met: list[Contest]) -> dict[str, pd.DataFrame]:
     """Every table of the page by the stem of its files; empty ones are left out."""
     found = {
         "table": table,
-        "versus": contest.table(contests(rows)),
+        "versus": contest.table(met),
         "averages": pd.DataFrame([asdict(average) for average in averages(table)]),
         "notes": pd.DataFrame([asdict(note) for note in notes(table)]),
         "outside": pd.DataFrame(outside(table), columns=list(OUTSIDE_COLUMNS)),
@@ -95,21 +95,19 @@ def _load(record_paths: list[Path]) -> tuple[list[Row], pd.DataFrame, int]:
     """Rows, the last of each key, their frame, and how many earlier ones are left out; of a tuning
     those that were confirmed.
     """
-    every = (replace(row, reason=printable(row.reason)) for row in read(record_paths))
-    found = [row for row in every if not row.screening]
+    found = [row for row in read(record_paths) if not row.screening]
     rows = list({row.key: row for row in found}.values())
     if not rows:
         raise NoRecords(*record_paths)
     return rows, frame(rows), len(found) - len(rows)
 
 
-def _markdown(rows: list[Row], table: pd.DataFrame, superseded: int) -> str:
+def _markdown(rows: list[Row], table: pd.DataFrame, met: list[Contest], superseded: int) -> str:
     parts = [f"{left_out(superseded)}\n"] if superseded else []
     for machine in machines(rows):
         parts.append(f"**{machine.device}**, {machine.rows} rows\n")
         parts.append("".join(f"- {name}: {text}\n" for name, text in machine.facts))
     lines = [average_cells(average) for average in averages(table)]
-    met = contests(rows)
     if met:
         parts.append(f"{contest.EXPLAINED} {contest.scatter(met)}\n")
     for one in met:

@@ -29,7 +29,7 @@ from .tables import (
     left_out,
     notes,
 )
-from .versus import contests
+from .versus import Contest
 
 MIME = {".png": "image/png", ".svg": "image/svg+xml"}
 
@@ -44,13 +44,15 @@ class _Line(NamedTuple):
 def page(
     rows: list[Row],
     table: pd.DataFrame,
+    met: list[Contest],
     figures: list[tuple[Drawing, tuple[Path, Path]]],
     selftests: Sequence[SelfTest] = (),
     superseded: int = 0,
 ) -> str:
     """The page of a frame; of each figure's files it holds the smaller.
 
-    selftests: what `mamba3-bench selftest` found. superseded: rows that later ones replace.
+    met: the contests of the rows. selftests: what `mamba3-bench selftest` found. superseded: rows
+    that later ones replace.
     """
     environment = Environment(
         loader=PackageLoader(__package__), autoescape=True, trim_blocks=True, lstrip_blocks=True
@@ -60,7 +62,6 @@ def page(
         _Line({name: text(line[name]) for name in filters if pd.notna(line[name])}, cells(line))
         for _, line in table.iterrows()
     ]
-    met = contests(rows)
     return environment.get_template("page.html").render(
         counts=counts(table),
         left_out=left_out(superseded),

@@ -13,7 +13,6 @@ from ..bench import shipping
 from ..bench.cover import WITHIN, Cover
 from ..bench.fields import Candidate, Decision
 from ..bench.show import problem_name
-from ..kernels.errors import printable
 from .ink import COLOURS, GREY, Drawing, legend, log_ticks, panels, save, style
 from .limits import error_ratio
 from .page import data_uri
@@ -132,7 +131,7 @@ def cells(decision: Decision, one: Candidate) -> list[str]:
         "" if ratio is None else f"{ratio:.2g}",
         *figures,
         one.outcome,
-        printable(one.reason),
+        one.reason,
     ]
 
 

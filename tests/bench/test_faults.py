@@ -75,25 +75,12 @@ DECODE_FAULTS = {
 RIGHT = ("honest", "wavers_admittedly")
 
 
-class Silent:
-    """Watches nothing."""
-
-    def planned(self, total, recorded):
-        pass
-
-    def stage(self, slot, job, stage):
-        pass
-
-    def row(self, row):
-        pass
-
-
 def job(problem, names):
     return Job(tuple(Entry(problem, name) for name in names))
 
 
 @pytest.fixture(scope="module")
-def rows(tmp_path_factory):
+def rows(tmp_path_factory, silent):
     """The rows of one run over every fault, by op, length and kernel."""
     path = tmp_path_factory.mktemp("faults") / "records.jsonl"
     settings = Settings("sweep", budget_s=0.01, plugins=(PLUGIN,))
@@ -103,7 +90,7 @@ def rows(tmp_path_factory):
         job(SHORT, ("honest", "exits_when_timed")),
     ]
     slot = Slot("cpu", {"OMP_NUM_THREADS": "1"})
-    outcome = Runner(settings, [slot], path, Silent(), timeout_s=HANG_S).run(jobs)
+    outcome = Runner(settings, [slot], path, silent, timeout_s=HANG_S).run(jobs)
     assert not outcome.interrupted
     # each is on disk, and each once; as text, because the error of a wrong row may be NaN
     assert [r.to_json() for r in records.read([path])] == [r.to_json() for r in outcome.rows]

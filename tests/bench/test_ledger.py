@@ -16,26 +16,30 @@ BACKENDS = ("torch", "reference", "triton")
 ENVIRONMENT = {"device": "cpu"}
 
 
-class Silent:
-    """Watches nothing."""
+@pytest.fixture
+def path(tmp_path):
+    """The record file."""
+    return tmp_path / "records.jsonl"
 
-    def planned(self, total, recorded):
-        pass
 
-
-def planned(path, kind, statuses, *, retry=False):
+@pytest.fixture
+def planned(path, silent):
     """Backends that are to run again, of one job whose rows have these statuses; None: no row."""
-    (problem,) = problems(Axes())
-    settings = Settings(kind)
-    job = Job(tuple(Entry(problem, backend) for backend in BACKENDS))
-    for entry, status in zip(job.entries, statuses, strict=True):
-        if status is not None:
-            entry = replace(entry, key=key(entry, settings, ENVIRONMENT))
-            row = blank_row(entry, settings, ENVIRONMENT, job.match)
-            reason = "" if status == "ok" else "for this test"
-            records.append(path, replace(row, status=status, reason=reason))
-    queue = Ledger(settings, path, Silent(), retry=retry).plan([job], ENVIRONMENT)
-    return [entry.backend for job in queue for entry in job.entries]
+
+    def plan(kind, statuses, *, retry=False):
+        (problem,) = problems(Axes())
+        settings = Settings(kind)
+        job = Job(tuple(Entry(problem, backend) for backend in BACKENDS))
+        for entry, status in zip(job.entries, statuses, strict=True):
+            if status is not None:
+                entry = replace(entry, key=key(entry, settings, ENVIRONMENT))
+                row = blank_row(entry, settings, ENVIRONMENT, job.match)
+                reason = "" if status == "ok" else "for this test"
+                records.append(path, replace(row, status=status, reason=reason))
+        queue = Ledger(settings, path, silent, retry=retry).plan([job], ENVIRONMENT)
+        return [entry.backend for job in queue for entry in job.entries]
+
+    return plan
 
 
 @pytest.mark.parametrize(
@@ -50,43 +54,42 @@ def planned(path, kind, statuses, *, retry=False):
         ("tune", ("ok", "ok", None), ("triton",)),  # a race goes on with those left
     ],
 )
-def test_what_runs_again(tmp_path, kind, statuses, again):
+def test_what_runs_again(planned, kind, statuses, again):
     """A contest is whole or done again; what was too hot for a time is tried again by itself."""
-    assert planned(tmp_path / "records.jsonl", kind, statuses) == list(again)
+    assert planned(kind, statuses) == list(again)
 
 
-def test_packed_records_are_recorded(tmp_path):
+def test_packed_records_are_recorded(planned, path):
     """What was packed in its folder is not measured again."""
-    path = tmp_path / "records.jsonl"
-    assert planned(path, "sweep", ("ok", "ok", "ok")) == []
-    packed = tmp_path / "records.jsonl.gz"
+    assert planned("sweep", ("ok", "ok", "ok")) == []
+    packed = path.with_name("records.jsonl.gz")
     packed.write_bytes(gzip.compress(path.read_bytes()))
     path.unlink()
-    assert planned(path, "sweep", (None, None, None)) == []
+    assert planned("sweep", (None, None, None)) == []
     packed.unlink()
-    assert planned(path, "sweep", (None, None, None)) == list(BACKENDS)
+    assert planned("sweep", (None, None, None)) == list(BACKENDS)
 
 
-def test_who_meets_others_twice_has_two_rows(tmp_path):
+def test_who_meets_others_twice_has_two_rows(path, silent):
     """One shape of torch beside each of two of Triton: no contest loses it, nor a resumed run."""
     ranks = [problems(Axes(op="decode", rank=(R,)))[0] for R in (1, 4)]
     jobs = [Job((Entry(ranks[0], "torch"), Entry(one, "triton"))) for one in ranks]
-    path, settings = tmp_path / "records.jsonl", Settings("sweep")
-    queue = Ledger(settings, path, Silent()).plan(jobs, ENVIRONMENT)
+    settings = Settings("sweep")
+    queue = Ledger(settings, path, silent).plan(jobs, ENVIRONMENT)
     entries = [entry for job in queue for entry in job.entries]
     assert len({entry.key for entry in entries}) == 4
     for job in list(queue)[:1]:
         for entry in job.entries:
             row = blank_row(entry, settings, ENVIRONMENT, job.match)
             records.append(path, replace(row, status="ok", reason=""))
-    (left,) = Ledger(settings, path, Silent()).plan(jobs, ENVIRONMENT)
+    (left,) = Ledger(settings, path, silent).plan(jobs, ENVIRONMENT)
     assert [entry.backend for entry in left.entries] == ["torch", "triton"]
 
 
-def test_retry_takes_what_failed(tmp_path):
+def test_retry_takes_what_failed(planned):
     """With those whom it is timed beside."""
     statuses = ("ok", "wrong", "skipped")
-    assert planned(tmp_path / "records.jsonl", "sweep", statuses, retry=True) == [
+    assert planned("sweep", statuses, retry=True) == [
         "torch",
         "reference",
     ]

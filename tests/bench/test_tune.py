@@ -50,19 +50,6 @@ OUTCOMES = {  # of each fault in a prefill
 DECODE_OUTCOMES = {"skips_state": "correctness", "writes_nothing": "correctness"}
 
 
-class Silent:
-    """Watches nothing."""
-
-    def planned(self, total, recorded):
-        pass
-
-    def stage(self, slot, job, stage):
-        pass
-
-    def row(self, row):
-        pass
-
-
 def job(problem, faults):
     """The default, which is slow, two right configs, and the faults, all of them faster."""
     configs = [(6, ""), (5, ""), (0, ""), *((0, fault) for fault in faults)]
@@ -80,7 +67,7 @@ def job(problem, faults):
 
 
 @pytest.fixture(scope="module")
-def tuned(tmp_path_factory):
+def tuned(tmp_path_factory, silent):
     """The record file of one tuning over every fault, a prefill and a decode.
 
     Processes that share the tests share it: the first makes it, the others wait.
@@ -92,23 +79,23 @@ def tuned(tmp_path_factory):
     with path.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not path.with_suffix(".done").exists():
-            tune_all(path)
+            tune_all(path, silent)
             path.with_suffix(".done").touch()
     return path
 
 
-def tune_all(path):
+def tune_all(path, silent):
     """Tune over every fault, and confirm the finalists."""
     os.environ[SPACE] = ",".join(["5:", "0:", *(f"0:{fault}" for fault in OUTCOMES)])
     os.environ[SPACE] += "".join(f",0:{fault}" for fault in DECODE_OUTCOMES)
     slot = Slot("cpu", {"OMP_NUM_THREADS": "1"})
     jobs = [job(PREFILL, OUTCOMES), job(DECODE, DECODE_OUTCOMES)]
     raced = Runner(
-        Settings("tune", budget_s=0.01, plugins=(PLUGIN,)), [slot], path, Silent(), timeout_s=HANG_S
+        Settings("tune", budget_s=0.01, plugins=(PLUGIN,)), [slot], path, silent, timeout_s=HANG_S
     ).run(jobs)
     finals = confirmations(fields.read(raced.all), jobs, 1)
     sweep = Settings("sweep", budget_s=0.01, plugins=(PLUGIN,))
-    Runner(sweep, [slot], path, Silent()).run(finals)
+    Runner(sweep, [slot], path, silent).run(finals)
     del os.environ[SPACE]
 
 
