@@ -38,7 +38,7 @@ EXIT: dict[Case, int] = {
 PASSING: tuple[Case, ...] = ("same", "faster", "cannot tell")
 NOTHING = 3  # exit code: no shape is in both
 # What belongs to a run and may differ between sides: said, not judged.
-TOLD = ("gpu", "cpu", "driver", "cuda", "ptxas", "python", "packages", "commit", "dirty")
+TOLD = ("gpu", "cpu", "driver", "cuda", "ptxas", "nvcc", "python", "packages", "commit", "dirty")
 
 
 @dataclass(frozen=True, slots=True)

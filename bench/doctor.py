@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ..kernels.toolchain import driver_version, ptxas_version
+from ..kernels.toolchain import driver_version, nvcc_version, ptxas_version
 from .hardware import cpu_name, environment
 from .peers import FLA, FLASHINFER, MAMBA
 
@@ -54,6 +54,7 @@ def machine() -> list[tuple[str, str, str]]:
         rows.append(("GPU", "none", remedy))
     rows.append(("CUDA of torch", torch.version.cuda or "none", ""))
     rows.append(("ptxas of triton", ptxas_version() or "none", ""))
+    rows.append(("nvcc for tilelang", nvcc_version() or "none", ""))
     return rows
 
 

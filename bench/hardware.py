@@ -17,8 +17,8 @@ import torch
 
 from .. import __version__
 from ..kernels.registry import MODULES
+from ..kernels.toolchain import COMPILERS, compiler_versions, driver_version
 from ..kernels.toolchain import PACKAGES as PACKAGES_OF
-from ..kernels.toolchain import driver_version, ptxas_version
 
 PACKAGES = (
     "torch",
@@ -35,7 +35,9 @@ PACKAGES = (
 SOURCES = {"mamba-ssm": "mamba_ssm", "fla-core": "fla", "flashinfer-python": "flashinfer"}
 # The part of an environment that a time or a compiled kernel depends on: another value of one of
 # these is another measurement.
-IDENTITY = ("device", "gpu", "driver", "cuda", "ptxas", "python", "packages", "interpreted")
+IDENTITY = (
+    "device", "gpu", "driver", "cuda", "ptxas", "nvcc", "python", "packages", "interpreted",
+)  # fmt: skip
 
 
 def environment(device: torch.device, *, interpreted: bool = False) -> dict[str, Any]:
@@ -45,7 +47,7 @@ def environment(device: torch.device, *, interpreted: bool = False) -> dict[str,
         "gpu": None,
         "driver": driver_version(),
         "cuda": torch.version.cuda,
-        "ptxas": ptxas_version(),
+        **compiler_versions(),
         "python": platform.python_version(),
         "packages": package_versions(),
         "cpu": cpu_name(),
@@ -73,11 +75,13 @@ def environment(device: torch.device, *, interpreted: bool = False) -> dict[str,
 def identity(found: dict[str, Any], op: str = "", backend: str = "") -> dict[str, Any]:
     """The part of an environment that a record's key depends on.
 
-    For a backend of ours, of the packages those that it runs on: another DSL may come or go. What
-    others run on is not known, so all count.
+    For a backend of ours, of compilers and packages those that it runs on: another DSL may come or
+    go. What others run on is not known, so all count.
     """
     part = {name: found.get(name) for name in IDENTITY}
     if (op, backend) in MODULES:
+        for compiler in compiler_versions().keys() - set(COMPILERS.get(backend, ())):
+            del part[compiler]
         runs_on = ("torch", *PACKAGES_OF.get(backend, ()))
         versions = found.get("packages") or {}
         part["packages"] = {name: versions[name] for name in runs_on if name in versions}

@@ -17,7 +17,7 @@ from .jobs import Entry, Job, Settings
 from .keys import source_hash
 from .records import Row
 
-TOOLS = ("compute_capability", "cuda", "ptxas", "python", "packages")  # of an environment
+TOOLS = ("compute_capability", "cuda", "ptxas", "nvcc", "python", "packages")  # of an environment
 CACHES = ("TRITON_CACHE_DIR", "TILELANG_CACHE_DIR", "FLASHINFER_WORKSPACE_BASE", "HOME")
 
 

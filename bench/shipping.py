@@ -81,13 +81,7 @@ def _entry(entries: list[dict[str, Any]], head: dict[str, Any], inner: str) -> d
 def _table(one: Decision) -> dict[str, Any]:
     field, environment = one.field, one.field.environment
     source = next(row.source for each in field.candidates for row in each.rows)
-    made = made_with(
-        field.backend,
-        environment.get("driver"),
-        environment.get("ptxas"),
-        environment.get("packages", {}),
-        source,
-    )
+    made = made_with(field.backend, environment, source)
     return {"op": field.op, "backend": field.backend, "fingerprint": made}
 
 

@@ -31,6 +31,7 @@ Configs = Callable[[Any, torch.device], Iterable[Config]]
 Space = Callable[[Any, torch.device], Mapping[str, Config]]
 
 COMPILE_ONLY = torch.device("meta")  # asked of `supports`: what can be compiled for an H100
+H100_SMS = 132
 DEFAULT = "default"  # the name of the hand-picked config among candidates
 
 # (op, backend) -> module under kernels/. The order is the order of preference of backend="auto".
@@ -340,6 +341,13 @@ def preferred(
     """The backend that `auto` takes of those that run a problem, and why."""
     found = {name: lookup.find(op, name, module_name(op, name), problem, gpu) for name in able}
     return lookup.fastest(found)
+
+
+def multiprocessors(device: torch.device) -> int:
+    """The SMs of a GPU, and those of an H100 where there is none: what is compiled is for it."""
+    if device.type != "cuda":
+        return H100_SMS
+    return torch.cuda.get_device_properties(device).multi_processor_count
 
 
 def config_name(config: Config) -> str:

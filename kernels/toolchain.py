@@ -4,6 +4,7 @@ import ast
 import hashlib
 import os
 import re
+import shutil
 import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -12,6 +13,7 @@ from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import NamedTemporaryFile
+from typing import Any
 
 PACKAGES: dict[str, tuple[str, ...]] = {  # by backend, beside torch
     "triton": ("triton",),
@@ -19,7 +21,10 @@ PACKAGES: dict[str, tuple[str, ...]] = {  # by backend, beside torch
     "cute": ("nvidia-cutlass-dsl",),
 }
 EM_CUDA = (190).to_bytes(2, "little")  # the machine of an ELF file with device code
-OWN_PTXAS = ("triton",)  # they bring an assembler whose version can be asked for
+COMPILERS: dict[str, tuple[str, ...]] = {  # by backend: those whose version can be asked for
+    "triton": ("ptxas",),
+    "tilelang": ("nvcc",),
+}
 
 
 def cache_folder() -> Path:
@@ -36,25 +41,24 @@ def fingerprint(backend: str, module: str) -> dict[str, str | None]:
     for package in ("torch", *PACKAGES.get(backend, ())):
         with suppress(metadata.PackageNotFoundError):
             versions[package] = metadata.version(package)
-    ptxas = ptxas_version() if backend in OWN_PTXAS else None
-    return made_with(backend, driver_version(), ptxas, versions, source_hash(module))
+    here = {"driver": driver_version(), "packages": versions, **compiler_versions()}
+    return made_with(backend, here, source_hash(module))
 
 
-def made_with(
-    backend: str,
-    driver: str | None,
-    ptxas: str | None,
-    versions: Mapping[str, str],
-    source: str,
-) -> dict[str, str | None]:
+def made_with(backend: str, environment: Mapping[str, Any], source: str) -> dict[str, str | None]:
     """The fingerprint of a backend's kernel: what its speed depends on, by name.
 
-    ptxas: version of the assembler, of the backends that bring their own; versions: of packages;
-    source: hash of the kernel's files.
+    environment: versions of `driver`, compilers and `packages`; source: hash of the kernel's files.
     """
-    assembler = {"ptxas": ptxas} if backend in OWN_PTXAS else {}
+    versions = environment.get("packages") or {}
+    tools = {name: environment.get(name) for name in ("driver", *COMPILERS.get(backend, ()))}
     packages = {name: versions.get(name) for name in ("torch", *PACKAGES.get(backend, ()))}
-    return {"driver": driver, **assembler, **packages, "source": source}
+    return {**tools, **packages, "source": source}
+
+
+def compiler_versions() -> dict[str, str | None]:
+    """The version of each compiler that a backend calls; None for one that is not here."""
+    return {"ptxas": ptxas_version(), "nvcc": nvcc_version()}
 
 
 @cache
@@ -100,10 +104,29 @@ def ptxas_version() -> str | None:
     spec = find_spec("triton")
     if spec is None or spec.origin is None:
         return None
-    ptxas = Path(spec.origin).parent / "backends" / "nvidia" / "bin" / "ptxas"
+    return _version(Path(spec.origin).parent / "backends" / "nvidia" / "bin" / "ptxas")
+
+
+@cache
+def nvcc_version() -> str | None:
+    """Version of the nvcc that TileLang calls, looked for where it looks; None without one."""
+    home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
+    if home:
+        return _version(Path(home) / "bin" / "nvcc")
+    if on_path := shutil.which("nvcc"):
+        return _version(Path(on_path))
+    with suppress(metadata.PackageNotFoundError):
+        for file in metadata.files("nvidia-cuda-nvcc") or []:
+            if file.name == "nvcc":
+                return _version(Path(str(file.locate())))
+    return _version(Path("/usr/local/cuda/bin/nvcc"))
+
+
+def _version(compiler: Path) -> str | None:
+    """What a compiler of NVIDIA's says of itself; None if it cannot."""
     try:
         done = subprocess.run(
-            [str(ptxas), "--version"], capture_output=True, text=True, timeout=20, check=False
+            [str(compiler), "--version"], capture_output=True, text=True, timeout=20, check=False
         )
     except (OSError, subprocess.TimeoutExpired):
         return None

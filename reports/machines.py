@@ -49,6 +49,7 @@ def _facts(rows: list[Row]) -> list[tuple[str, str]]:
         "driver": environment.get("driver"),
         "CUDA": environment.get("cuda"),
         "ptxas": environment.get("ptxas"),
+        "nvcc": environment.get("nvcc"),
         "Python": environment.get("python"),
         "packages": ", ".join(f"{name} {packages[name]}" for name in (*main, *others)),
         "source": source(environment),

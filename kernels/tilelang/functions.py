@@ -8,7 +8,7 @@ import tilelang.language as T
 LOG2_E = 1.4426950408889634
 TURNS = 0.15915494309189535  # 1 / (2 pi)
 RADIANS = 1.4629180792671596e-09  # 2 pi / 2^32
-RADIANS_HIGH = 3.7450703e-07  # 2 pi / 2^24, rounded down
+RADIANS_HIGH = 3.7450703e-07  # 2 pi / 2^24
 
 
 def sequence(cu_seqlens, i_seq, L, packed):
@@ -25,8 +25,9 @@ def turns_of(turns):
 
 
 def radians_of(turns):
-    """int32 in units of 2^-32 turns -> radians in [0, 2 pi)."""
-    high = T.shift_right(T.reinterpret(turns, "uint32"), T.uint32(8))  # exact in float32
+    """int32 in units of 2^-32 turns -> radians in [0, 2 pi), to the nearest of 2^-24 turns."""
+    # what rounds up to a whole turn wraps to none; 24 bits are exact in float32
+    high = T.shift_right(T.reinterpret(turns, "uint32") + T.uint32(128), T.uint32(8))
     return T.cast(high, "float32") * RADIANS_HIGH
 
 

@@ -21,15 +21,13 @@ from torch import Tensor
 from ..call import Call, token_stride
 from ..cases import make_call
 from ..problem import Problem
-from ..registry import COMPILE_ONLY, Resources, implements
+from ..registry import COMPILE_ONLY, Resources, implements, multiprocessors
 from . import compile
 from .activate import THREADS, activate_kernel
 from .chunk import MOVERS
 from .facts import Facts, facts_of
 from .scan import scan_kernel
 from .states import states_kernel
-
-H100_SMS = 132
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +83,7 @@ def configs(problem: Problem, device: torch.device) -> Iterator[Config]:
 def _fill(problem: Problem, blocks: int) -> int:
     """Blocks of `scan` an SM that sequences are cut for, 0 for none.
 
-    Up to 16 chunks a cut costs more than it gains: 1 x 512, N = 128, R = 2 took 61 us for 47, 1 x
+    Up to 16 chunks a cut costs more than it gains: 1 x 512, N = 128, R = 2 took 49 us for 47, 1 x
     128, R = 4 46 us for 28. For R = 1 the pieces of twice the segments cost 8 to 10 % (H100).
     """
     if _longest(problem) <= 16 * facts_of(problem).C:
@@ -136,9 +134,7 @@ def _cuts(problem: Problem, device: torch.device, blocks: int) -> tuple[int, int
     and with those of `segment_states`, if a segment has 2 to 6 pieces."""
     chunk = facts_of(problem).C
     longest = _longest(problem)
-    sms = H100_SMS
-    if device.type == "cuda":
-        sms = torch.cuda.get_device_properties(device).multi_processor_count
+    sms = multiprocessors(device)
     heads = problem.H * problem.sequences
     segments = blocks * sms // heads
     if segments < 2 or longest <= 4 * chunk:

@@ -24,7 +24,7 @@ from ..call import Call, row_strides
 from ..cases import make_call
 from ..pointers import Inputs, Params, State
 from ..problem import Problem
-from ..registry import COMPILE_ONLY, Resources, config_name, implements
+from ..registry import COMPILE_ONLY, Resources, config_name, implements, multiprocessors
 from . import compile
 from .angles import advance, cos_sin
 from .functions import INTERPRETED, cast, decay_log, exp, silu, softplus
@@ -44,16 +44,20 @@ def configs(problem: Problem, device: torch.device) -> Iterable[Config]:
     """128 elements of h a thread: few warps, for each loads k and q of every rank for itself.
 
     With 32 elements R = 4 takes 2.4 times as long (B >= 8, N = 128, float32 state, H100), R = 1
-    with 64 up to 1.2 times; the best of B = 1 is 3 and 18 % faster. Tiles beyond 64 x 128 with
-    R > 1 and h in float32 would spill 200 bytes of it, and have 32.
+    with 64 up to 1.2 times. Where each program has an SM to itself, more warps hide what it waits
+    for: R = 4 is best with 32 elements and its ranks unrolled, by 11 to 24 %, R = 1 with 64.
+    Tiles beyond 64 x 128 with R > 1 and h in float32 would spill 200 bytes of it, and have 32.
     """
-    elements = problem.P * problem.N
-    most, half, least = (max(1, elements // (32 * each)) for each in (128, 64, 32))
-    if least > MAX_WARPS:
-        return [Config(most, 1)]
-    found = [Config(most, 1), Config(half, 1), Config(least, 1)]
-    if most > 2 and problem.R > 1 and problem.state_dtype == torch.float32:
+    elements, programs = problem.P * problem.N, problem.B * problem.H
+    few, more, many = (max(1, elements // (32 * each)) for each in (128, 64, 32))
+    if many > MAX_WARPS:
+        return [Config(few, 1)]
+    found = [Config(few, 1), Config(more, 1), Config(many, 1)]
+    if few > 2 and problem.R > 1 and problem.state_dtype == torch.float32:
         found.reverse()
+    elif programs <= multiprocessors(device):
+        best = Config(more, 1) if problem.R == 1 else Config(many, min(problem.R, 4))
+        found.insert(0, best)
     return dict.fromkeys(found)  # the smallest tiles have fewer to choose from
 
 

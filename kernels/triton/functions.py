@@ -120,9 +120,10 @@ def turns_of(t):
 
 @triton.jit
 def radians_of(turns):
-    """int32 in units of 2^-32 turns -> radians in [0, 2 pi)."""
-    high = turns.to(tl.uint32, bitcast=True) >> 8  # 24 bits: exact in float32, below one turn
-    return high.to(tl.float32) * 3.7450703e-07  # 2 pi / 2^24, rounded down
+    """int32 in units of 2^-32 turns -> radians in [0, 2 pi), to the nearest of 2^-24 turns."""
+    # what rounds up to a whole turn wraps to none; 24 bits are exact in float32
+    high = (turns.to(tl.uint32, bitcast=True) + 128) >> 8
+    return high.to(tl.float32) * 3.7450703e-07  # 2 pi / 2^24
 
 
 @triton.jit

@@ -24,7 +24,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from ..call import Call, token_stride
 from ..cases import make_call
 from ..problem import Problem
-from ..registry import COMPILE_ONLY, Resources, implements
+from ..registry import COMPILE_ONLY, Resources, implements, multiprocessors
 from . import compile
 from .activate import activate, sequence
 from .functions import (
@@ -42,7 +42,6 @@ from .functions import (
 )
 
 ACTIVATE_HEADS = 16  # heads of one program of `activate`
-H100_SMS = 132
 RUN_TIME = ("B", "L", "T", "piece", "segment")  # another value compiles nothing
 
 
@@ -91,17 +90,18 @@ def space(problem: Problem, device: torch.device) -> dict[str, Config]:
     """What tuning tries: chunks, cuts for so many blocks per SM (0: none), warps and stages.
 
     A chunk of 128 is for 8 warps alone: its scores and h take all registers of 4. Chunks of float32
-    end at 64: their three tiles take more than an SM's shared memory beyond. Four stages of the
-    smallest tiles take what two of the largest do, and nothing is left to hide by then.
+    end at 64: their three tiles take more than an SM's shared memory beyond. Four stages are for
+    chunks up to 64 of a tile up to 64 x 64: those of larger ones leave one block an SM.
     """
     found = {}
+    small = problem.P * problem.N <= 64 * 64
     for chunk in (32, 64) if problem.dtype == torch.float32 else (32, 64, 128):
         for fill in (0, 1, 2, 4):
             cuts = _cuts(problem, device, chunk, fill)
             if fill and cuts == (0, 0):
                 continue  # the heads fill the GPU, or the sequences are too short to be cut
             for num_warps in (8,) if chunk == 128 else (4, 8):
-                for num_stages in (1, 2, 3):
+                for num_stages in (1, 2, 3, 4) if small and chunk <= 64 else (1, 2, 3):
                     name = f"chunk={chunk} fill={fill} warps={num_warps} stages={num_stages}"
                     found[name] = Config(chunk, *cuts, num_warps, num_stages)
     return found
@@ -110,10 +110,7 @@ def space(problem: Problem, device: torch.device) -> dict[str, Config]:
 def _cuts(problem: Problem, device: torch.device, chunk: int, fill: int = 2) -> tuple[int, int]:
     """Tokens per piece and per segment that fill the GPU once with `fill` blocks per SM."""
     longest = max(problem.lengths) if problem.lengths else problem.L
-    sms = H100_SMS
-    if device.type == "cuda":
-        sms = torch.cuda.get_device_properties(device).multi_processor_count
-    segments = fill * sms // (problem.H * problem.sequences)
+    segments = fill * multiprocessors(device) // (problem.H * problem.sequences)
     if segments < 2 or longest <= 2 * chunk:
         return 0, 0
     piece = triton.cdiv(longest, 2 * segments * chunk) * chunk
@@ -468,7 +465,7 @@ def _tiles(tensor: Tensor, tokens: int, width: int) -> TensorDescriptor:
     row = tensor[0, 0].numel()
     stride = token_stride(tensor)
     if tensor.data_ptr() % 16 or stride * tensor.itemsize % 16:
-        tensor, stride = tensor.contiguous(), row
+        tensor, stride = tensor.clone(memory_format=torch.contiguous_format), row
     B, L = tensor.shape[:2]
     return TensorDescriptor(tensor, [B, L, row], [L * stride, stride, 1], [1, tokens, width])
 

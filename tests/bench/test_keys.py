@@ -83,10 +83,22 @@ def test_tuned_configs_count_where_no_config_is_named(tmp_path, monkeypatch):
     assert key(entry=chosen) == found[0]
 
 
-@pytest.mark.parametrize("name", hardware.IDENTITY)
+@pytest.mark.parametrize("name", [name for name in hardware.IDENTITY if name != "nvcc"])
 def test_another_environment(name):
     """GPU, driver, toolchain and packages count."""
     assert key(environment=ENVIRONMENT | {name: "other"}) != key()
+
+
+def test_compilers_count_for_who_calls_them():
+    """Triton brings its assembler, TileLang calls nvcc; for others nothing is known of it."""
+    ptxas, nvcc = ({"ptxas": "13.1"}, {"nvcc": "13.1"})
+    for backend, counts in (("triton", ptxas), ("tilelang", nvcc), ("torch", {})):
+        entry = replace(ENTRY, backend=backend)
+        for other in (ptxas, nvcc):
+            same = key(entry=entry, environment=ENVIRONMENT | other) == key(entry=entry)
+            assert same == (other is not counts), (backend, other)
+    mine = replace(ENTRY, backend="mine")
+    assert key(entry=mine, environment=ENVIRONMENT | nvcc) != key(entry=mine)
 
 
 def test_packages_that_a_backend_does_not_run_on_do_not_count():

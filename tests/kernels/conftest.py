@@ -132,7 +132,8 @@ def step() -> Callable[..., None]:
         if (reason := registry.unavailable("decode", backend)) is not None:
             pytest.skip(reason)
         implementation = registry.get("decode", backend)
-        config = config or implementation.default(call.problem, torch.device("cuda", 0))
+        place = call.y.device if call.y.is_cuda else registry.COMPILE_ONLY
+        config = config or implementation.default(call.problem, place)
         if backend == "cute" and not call.y.is_cuda:
             machine.run(call, config)
         else:

@@ -231,6 +231,18 @@ def test_layouts(B: int, L: int, layout: str, seed: int) -> None:
 
 
 @pytest.mark.gpu
+def test_angles_handed_on_do_not_drift(seed: int) -> None:
+    """An angle that nothing turns stays, or is rounded up as often as down."""
+    call = make_call(problem(B=8, L=3, H=64, N=32), seed, "cuda")
+    assert call.state is not None
+    call.inputs.theta.zero_()
+    turns = (run(call).final.phi.double() - call.state.phi.double()) / (2 * torch.pi)
+    error = (turns - turns.round()) * 2 * torch.pi
+    assert float(error.abs().max()) < 5e-7  # one step of float32 at 2 pi
+    assert float(error.mean().abs()) < 1e-8  # rounded down, 4e-8
+
+
+@pytest.mark.gpu
 def test_two_prefills_make_one(seed: int) -> None:
     """The four states carry everything: 17 tokens and then 33 are judged as 50."""
     call = make_call(problem(L=50), seed, "cuda")

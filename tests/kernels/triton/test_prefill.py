@@ -240,16 +240,25 @@ def shifted(tensor: Tensor) -> Tensor:
     return wide[..., 1 : 1 + width].view(B, L, *dims)
 
 
+def offset(tensor: Tensor) -> Tensor:
+    """The same values next to each other, the first one element past 16 bytes."""
+    room = torch.empty(tensor.numel() + 1, dtype=tensor.dtype, device=tensor.device)
+    return room[1:].view(tensor.shape).copy_(tensor)
+
+
+LAYOUTS = {"contiguous": Tensor.contiguous, "shifted": shifted, "offset": offset}
+
+
 @interpreted
 @pytest.mark.parametrize("dtype", [BFLOAT16, FLOAT32], ids=str)
-@pytest.mark.parametrize("layout", ["contiguous", "shifted"])
+@pytest.mark.parametrize("layout", LAYOUTS)
 def test_layouts(layout: str, dtype: torch.dtype, device: str, seed: int) -> None:
-    """Packed tensors and rows off 16 bytes are as right as slices of a projection.
+    """Tensors in one piece, at 16 bytes or not, and rows off them, are as right as slices.
 
     Not bit for bit: the compiler specialises by what divides a stride, and rounds otherwise.
     """
     call = make_call(problem(dtype=dtype, L=21), seed, device)
-    move = shifted if layout == "shifted" else Tensor.contiguous
+    move = LAYOUTS[layout]
     moved = prefill_call(
         call.inputs.map(lambda _, tensor: move(tensor)),
         call.params,
@@ -272,6 +281,18 @@ def test_two_prefills_make_one(device: str, seed: int) -> None:
     assert state is not None
     ran = replace(call.clone(), y=torch.cat(ys, 1), final=state)
     assert judged(call, ran) == ""
+
+
+@interpreted
+def test_angles_handed_on_do_not_drift(device: str, seed: int) -> None:
+    """An angle that nothing turns stays, or is rounded up as often as down."""
+    call = make_call(problem(B=8, L=3, H=64, N=32, dtype=FLOAT32), seed, device)
+    assert call.state is not None
+    call.inputs.theta.zero_()
+    turns = (run(call).final.phi.double() - call.state.phi.double()) / (2 * torch.pi)
+    error = (turns - turns.round()) * 2 * torch.pi
+    assert float(error.abs().max()) < 5e-7  # one step of float32 at 2 pi
+    assert float(error.mean().abs()) < 1e-8  # rounded down, 4e-8
 
 
 @interpreted
