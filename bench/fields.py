@@ -291,8 +291,9 @@ class Decision:
     def edges(self, one: Candidate) -> list[str]:
         """Numbers in its names that are the lowest or highest tried, of three or more, in words.
 
-        A name has what was varied (`fill=2`); the config, what follows from it at this shape. None
-        and one are no edge: what is counted ends there by itself.
+        A name has what was varied (`fill=2`); the config, what follows from it at this shape. What
+        a rule within the space comes to as well is no edge (`fill=4`, where more than two blocks
+        are not to be had). None and one are none either: what is counted ends there by itself.
         """
         tried: dict[str, set[int]] = {}
         for each in self.field.candidates:
@@ -303,9 +304,8 @@ class Decision:
             ends = {min(tried[knob]): "lowest", max(tried[knob]): "highest"}
             if min(tried[knob]) in (0, 1):
                 del ends[min(tried[knob])]
-            if len(tried[knob]) >= 3:
-                reached = values & ends.keys()
-                found += [f"{knob} = {end} is the {ends[end]} tried" for end in sorted(reached)]
+            if len(tried[knob]) >= 3 and values <= ends.keys():
+                found += [f"{knob} = {end} is the {ends[end]} tried" for end in sorted(values)]
         return found
 
     def _gains(self, one: Candidate) -> bool:

@@ -153,6 +153,19 @@ def test_edges_are_those_of_the_rules(numbers):
     assert one.edges(one.field.candidates[1]) == []  # no cut at all: nobody cuts less
 
 
+def test_what_a_rule_within_the_space_comes_to_is_no_edge(numbers):
+    """Where two blocks an SM are all that can be had, four are the same cut."""
+    names = [("default", "fill=2", "fill=4"), ("fill=0",), ("fill=1",)]
+    one = decided(
+        *(
+            candidate(i, 100 + 10 * i, numbers, config={"segment": 512 * i}, names=name)
+            for i, name in enumerate(names)
+        )
+    )
+    assert one.winner.index == 0
+    assert one.edges(one.winner) == []
+
+
 def test_a_field_for_each_gpu(numbers):
     """The winner of one is not that of another, whatever the order of the records."""
     other = tunings.ENVIRONMENT | {"gpu": "NVIDIA H200"}
