@@ -224,6 +224,11 @@ def capturing(tensor: Tensor) -> bool:
     return tensor.is_cuda and torch.cuda.is_current_stream_capturing()
 
 
+def readable(tensor: Tensor) -> bool:
+    """Whether the values of a call may be looked at: they are there, and waiting is allowed."""
+    return not tensor.is_meta and not capturing(tensor)
+
+
 def token_stride(tensor: Tensor) -> int:
     """Elements from one token to the next of a (B, L, ...) input; a batch is L of them."""
     B, L = tensor.shape[:2]

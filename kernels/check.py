@@ -108,6 +108,12 @@ def dense(name: str, tensor: object) -> None:
         raise LayoutError(name, "a dense tensor", f"layout {tensor.layout}", "call .to_dense()")
 
 
+def check_backend(backend: object) -> None:
+    """A backend is named by a string."""
+    if not isinstance(backend, str):
+        raise KindError("backend", "a str", got(backend), "name one of registry.backends(op)")
+
+
 def check_config(config: object, kind: type | None = None) -> None:
     """A config is of its backend's class; without a kind, none that cannot be remembered."""
     if kind is None and not isinstance(config, Hashable):
@@ -246,6 +252,20 @@ def check_state(state: State, dims: Dims, x: Tensor) -> None:
         same_device(f"state.{name}", tensor, x.device)
         has_dtype(f"state.{name}", tensor, *dtypes[name])
         contiguous(f"state.{name}", tensor)
+    if x.is_cuda:
+        check_aligned(state)
+
+
+def check_aligned(state: State) -> None:
+    """On a GPU states are read 16 bytes at a time; looked at in every call, for addresses vary."""
+    if any(tensor.data_ptr() % 16 for tensor in state.every()):
+        name, tensor = next(one for one in state.items() if one[1].data_ptr() % 16)
+        raise LayoutError(
+            f"state.{name}",
+            "a start on a multiple of 16 bytes",
+            f"{tensor.data_ptr() % 16} bytes past one",
+            "call .clone() once, when you store it",
+        )
 
 
 def check_cu_seqlens(cu_seqlens: Tensor, dims: Dims, x: Tensor) -> tuple[int, ...]:

@@ -225,6 +225,6 @@ def _warn(gpu: str, backend: str, op: str, stale: str) -> None:
 
 
 def forget() -> None:
-    """Read the files again, and the variable."""
+    """Read the files again, and the variable; what `plans` remembers stays until it forgets too."""
     for cached in (find, tables, _warn):
         cached.cache_clear()

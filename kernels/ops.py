@@ -4,12 +4,24 @@ The first call of a kind is validated and finds its implementation; what it foun
 that the next ones cost little more than their launch (`plans.py`).
 """
 
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from . import plans
-from .call import Call, capturing, empty, new_state, y_shape
-from .check import check_config, check_decode, check_kinds, check_prefill
+from .call import Call, capturing, empty, new_state, readable, y_shape
+from .check import (
+    check_aligned,
+    check_backend,
+    check_config,
+    check_decode,
+    check_kinds,
+    check_prefill,
+)
+from .errors import DeviceError
 from .problem import Options
 from .registry import Config, choose
 from .tensors import Inputs, Params, State
@@ -17,6 +29,7 @@ from .values import check_values
 
 NO_PARAMS = Params()
 NO_STATE = (None,) * 4
+HERE = nullcontext()
 
 
 def prefill(
@@ -41,32 +54,37 @@ def prefill(
     configs.
     Returns y, (B, L, H, P) in the dtype of x, or (B, L, R, H, P) for R > 1 without params.mimo_o;
     and a new state.
+    Where autograd records and a tensor requires grad, a backend is needed that has gradients:
+    `auto` takes one and warns, another one refuses.
     Raises InputError for tensors that do not fit, UnsupportedError and BackendMissing for the
-    backend. Values that an option promises (dt > 0, a <= 0) are looked at on the CPU, and on a GPU
-    at the first call of a kind alone: reading them waits for the device.
+    backend. Values that an option promises (dt > 0, a <= 0) are looked at on the CPU; on a GPU,
+    where reading them waits for the device, only in calls that are validated in full: the first of
+    a kind, those with packed sequences, and those that give one tensor under two names.
     """
     try:  # costs nothing where nothing is raised
-        params = params or NO_PARAMS
+        params = NO_PARAMS if params is None else params
         old = NO_STATE if state is None else state.every()
         tensors = (*inputs.every(), *params.every(), *old)
-        key = plans.key_of(("prefill", backend, config, options, state_dtype), tensors)
+        gradients = _wanted(tensors)
+        key = plans.key_of(("prefill", backend, config, options, state_dtype, gradients), tensors)
         plan = None if cu_seqlens is not None else plans.find(key, tensors)
     except (AttributeError, TypeError):
         check_kinds("prefill", inputs, params, state, options)
+        check_backend(backend)
         check_config(config)
         raise
     if plan is None:
         call = prefill_call(inputs, params, state, cu_seqlens, options, state_dtype)
-        launch = _first_launch(call, backend, config)
+        launch = _first_launch(call, backend, config, gradients=gradients)
         if cu_seqlens is None and not capturing(inputs.x):  # lengths are values
             plans.remember(key, tensors, call.problem, launch)
     else:
         y = empty(plan.y_shape, inputs.x.dtype, inputs.x.device)
         final = new_state(plan.problem, inputs.x.device)
         call = Call(plan.problem, inputs, params, state, final, y)
-        if not inputs.x.is_cuda:
-            check_values(call)
-        plan.launch(call)
+        _check_again(call)
+        with _device_of(call):
+            plan.launch(call)
     return call.y, call.final
 
 
@@ -89,20 +107,23 @@ def decode(
     are the caller's promise.
     Returns y, (B, H, P) in the dtype of x, or (B, R, H, P) for R > 1 without params.mimo_o.
     Raises InputError for tensors that do not fit, UnsupportedError and BackendMissing for the
-    backend; values as for prefill.
+    backend; gradients and values (with angles in [0, 2 pi)) as for prefill. Autograd is told that
+    the state has changed.
     """
     try:
-        params = params or NO_PARAMS
+        params = NO_PARAMS if params is None else params
         tensors = (*inputs.every(), *params.every(), *state.every(), state_indices)
-        key = plans.key_of(("decode", backend, config, options), tensors)
+        gradients = _wanted(tensors[:-1])
+        key = plans.key_of(("decode", backend, config, options, gradients), tensors)
         plan = plans.find(key, tensors)
     except (AttributeError, TypeError):
         check_kinds("decode", inputs, params, state, options)
+        check_backend(backend)
         check_config(config)
         raise
     if plan is None:
         call = decode_call(inputs, params, state, state_indices, options)
-        launch = _first_launch(call, backend, config)
+        launch = _first_launch(call, backend, config, gradients=gradients)
         # under capture values have not been looked at; a state with gradients is refused or not
         # by a mode that is no fact
         if not capturing(inputs.x) and not any(tensor.requires_grad for tensor in state.every()):
@@ -110,21 +131,50 @@ def decode(
     else:
         y = empty(plan.y_shape, inputs.x.dtype, inputs.x.device)
         call = Call(plan.problem, inputs, params, state, state, y, state_indices=state_indices)
-        if not inputs.x.is_cuda:
-            check_values(call)
-        plan.launch(call)
+        _check_again(call)
+        with _device_of(call):
+            plan.launch(call)
+    torch.autograd.graph.increment_version(state.every())
     return call.y
 
 
-def _first_launch(call: Call, backend: str, config: Config) -> plans.Launch:
+def _wanted(tensors: Sequence[Tensor | None]) -> bool:
+    """Whether autograd is to differentiate a call."""
+    return torch.is_grad_enabled() and any(
+        tensor is not None and tensor.requires_grad for tensor in tensors
+    )
+
+
+def _first_launch(call: Call, backend: str, config: Config, *, gradients: bool) -> plans.Launch:
     """Choose, prepare and launch what runs a validated call; returns it for the next ones."""
     device = call.inputs.x.device
-    implementation = choose(call.problem.op, backend, call.problem, device)
+    if device.type == "meta":
+        remedy = "make the tensors where they are to be computed"
+        raise DeviceError("x", "a CPU or a GPU", "meta", remedy)
+    check_backend(backend)
+    implementation = choose(call.problem.op, backend, call.problem, device, gradients=gradients)
     if config is not None:
         check_config(config, type(implementation.default(call.problem, device)))
-    launch = implementation.ready(call, config or implementation.chosen(call.problem, device))
-    launch(call)
+    with _device_of(call):
+        launch = implementation.ready(call, config or implementation.chosen(call.problem, device))
+        launch(call)
     return launch
+
+
+def _check_again(call: Call) -> None:
+    """What no earlier call has vouched for: values on a CPU, addresses on a GPU."""
+    if not call.y.is_cuda:
+        check_values(call)
+    elif call.state is not None:
+        check_aligned(call.state)
+
+
+def _device_of(call: Call) -> AbstractContextManager[Any]:
+    """The GPU of a call's tensors made the current one, if it is not."""
+    device = call.y.device
+    if device.type != "cuda" or device.index == torch._C._cuda_getDevice():
+        return HERE
+    return torch.cuda.device(device)
 
 
 def prefill_call(
@@ -136,12 +186,13 @@ def prefill_call(
     state_dtype: torch.dtype | None = None,
 ) -> Call:
     """Validate a prefill and allocate what it writes; arguments as for `prefill`."""
-    params, options = params or NO_PARAMS, options or Options()
+    params = NO_PARAMS if params is None else params
+    options = Options() if options is None else options
     problem = check_prefill(inputs, params, state, cu_seqlens, options, state_dtype)
     y = empty(y_shape(problem), inputs.x.dtype, inputs.x.device)
     final = new_state(problem, inputs.x.device)
     call = Call(problem, inputs, params, state, final, y, cu_seqlens=cu_seqlens)
-    if not capturing(inputs.x):
+    if readable(inputs.x):
         check_values(call)
     return call
 
@@ -154,10 +205,11 @@ def decode_call(
     options: Options | None = None,
 ) -> Call:
     """Validate a decode step and allocate its output; arguments as for `decode`."""
-    params, options = params or NO_PARAMS, options or Options()
+    params = NO_PARAMS if params is None else params
+    options = Options() if options is None else options
     problem = check_decode(inputs, params, state, state_indices, options)
     y = empty(y_shape(problem), inputs.x.dtype, inputs.x.device)
     call = Call(problem, inputs, params, state, state, y, state_indices=state_indices)
-    if not capturing(inputs.x):
+    if readable(inputs.x):
         check_values(call)
     return call

@@ -9,7 +9,7 @@ noticed like any other. Addresses are no facts: every launch reads them.
 What is remembered holds no tensor.
 """
 
-from collections import deque
+import threading
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -40,7 +40,8 @@ class Plan:
     fits: Callable[..., bool]
 
 
-_plans: dict[Key, deque[Plan]] = {}
+_plans: dict[Key, tuple[Plan, ...]] = {}  # latest first; replaced whole, so that any thread reads
+_lock = threading.Lock()  # of who writes
 
 
 def key_of(arguments: Key, tensors: Sequence[Tensor | None]) -> Key:
@@ -69,13 +70,14 @@ def remember(key: Key, tensors: Sequence[Tensor | None], problem: Problem, launc
     guards = TENSOR_GUARDS(*present, dynamic_dims_sizes=None, dynamic_dims_strides=None)
     if not guards.check(*present):
         return  # one tensor under two names, which guards refuse: validated at each call
-    if key not in _plans and len(_plans) >= MOST_KEYS:
-        _plans.pop(next(iter(_plans)), None)
-    _plans.setdefault(key, deque(maxlen=MOST_OF_A_KEY)).appendleft(
-        Plan(problem, y_shape(problem), launch, guards.check)
-    )
+    plan = Plan(problem, y_shape(problem), launch, guards.check)
+    with _lock:
+        if key not in _plans and len(_plans) >= MOST_KEYS:
+            del _plans[next(iter(_plans))]
+        _plans[key] = (plan, *_plans.get(key, ()))[:MOST_OF_A_KEY]
 
 
 def forget() -> None:
     """Drop all plans: the implementations have changed."""
-    _plans.clear()
+    with _lock:
+        _plans.clear()

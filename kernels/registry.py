@@ -9,6 +9,7 @@ To add one: write the file and add its line to `MODULES`.
 
 import importlib
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache
@@ -33,6 +34,7 @@ Space = Callable[[Any, torch.device], Mapping[str, Config]]
 COMPILE_ONLY = torch.device("meta")  # asked of `supports`: what can be compiled for an H100
 H100_SMS = 132
 DEFAULT = "default"  # the name of the hand-picked config among candidates
+NO_GRADIENTS = "it has no gradients: call it under torch.no_grad(), or take backend='torch'"
 
 # (op, backend) -> module under kernels/. The order is the order of preference of backend="auto".
 MODULES: dict[tuple[OpName, str], str] = {
@@ -88,6 +90,7 @@ class Implementation:
     forget: Callable[[], None] = lambda: None  # what it chose by itself for other problems
     launcher: Callable[[Call, Config], Launch] | None = None  # None: nothing to prepare
     space: Space | None = None  # None: `configs` is all there is to try
+    gradients: bool = False  # its results can be differentiated, by autograd
 
     def ready(self, call: Call, config: Config) -> Launch:
         """`run` for a call and for all that differ from it in addresses and values alone."""
@@ -195,6 +198,7 @@ def implements(
     rival: bool = False,
     launcher: Callable[[Call, Config], Launch] | None = None,
     space: Space | None = None,
+    gradients: bool = False,
 ) -> Callable[[Run], Run]:
     """Register a function of (call, config) as the implementation of an op by a backend.
 
@@ -206,6 +210,7 @@ def implements(
     launcher: does once what calls that differ in addresses and values alone have in common, and
     returns a function of such calls.
     space: what tuning tries, by name (`Implementation.candidates`); by default the configs.
+    gradients: whether autograd can differentiate what it writes.
     Raises OptionError for an op that no family has, BackendTaken if another module has the backend
     and either module is this package's.
     """
@@ -225,6 +230,7 @@ def implements(
             rival,
             launcher=launcher,
             space=space,
+            gradients=gradients,
         )
         plans.forget()
         if (op, backend) not in MODULES:
@@ -315,11 +321,18 @@ def refusal(op: OpName, backend: str, problem: Problem, device: torch.device) ->
     return None if reason is None else printable(str(reason)) or "refused without a reason"
 
 
-def choose(op: OpName, backend: str, problem: Problem, device: torch.device) -> Implementation:
-    """The implementation named, or with `auto` the tuned winner, else the first that takes it."""
+def choose(
+    op: OpName, backend: str, problem: Problem, device: torch.device, *, gradients: bool = False
+) -> Implementation:
+    """The implementation named, or with `auto` the tuned winner, else the first that takes it.
+
+    gradients: its results will be differentiated; `auto` says in a warning what it leaves for that.
+    """
     if backend != "auto":
         implementation = get(op, backend)
         reason = refusal(op, backend, problem, device)
+        if reason is None and gradients and not implementation.gradients:
+            reason = NO_GRADIENTS
         if reason is not None:
             raise UnsupportedError(op, backend, reason)
         return implementation
@@ -329,10 +342,21 @@ def choose(op: OpName, backend: str, problem: Problem, device: torch.device) -> 
         if name != "reference" and not is_rival(op, name)  # those only on request
     }
     able = [name for name, reason in reasons.items() if reason is None]
+    if gradients and able:
+        left = [name for name in able if not get(op, name).gradients]
+        able = [name for name in able if name not in left]
+        reasons |= dict.fromkeys(left, NO_GRADIENTS)
     if not able:
         told = "; ".join(f"{name}: {why}" for name, why in reasons.items())
         raise UnsupportedError(op, "auto", told)
-    return get(op, preferred(op, able, problem, lookup.gpu_of(device))[0])
+    chosen = preferred(op, able, problem, lookup.gpu_of(device))[0]
+    if gradients and left:
+        warnings.warn(
+            f"{op} takes backend {chosen!r} for its gradients; under torch.no_grad() it would take "
+            f"{left[0]!r}",
+            stacklevel=4,  # who called the op
+        )
+    return get(op, chosen)
 
 
 def preferred(

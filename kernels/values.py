@@ -4,10 +4,14 @@ from torch import Tensor
 
 from .call import Call
 from .errors import RangeError
+from .tensors import State
+
+TWO_PI = 6.2831854820251465  # the float32 next to it, which rounding may reach
 
 
 def check_values(call: Call) -> None:
-    """Raise RangeError for a step that is not positive, a decay that grows, or a bad pool row."""
+    """Raise RangeError for a step that is not positive, a decay that grows, a bad pool row, or an
+    angle that a decode step would not bring back by one turn."""
     inputs, options = call.inputs, call.problem.options
     if options.step == "activated" and not bool((inputs.dt > 0).all()):  # NaN is not above 0
         raise RangeError(
@@ -25,6 +29,22 @@ def check_values(call: Call) -> None:
         )
     if call.state_indices is not None and not call.state_indices.is_cuda:
         check_indices(call.state_indices, call.problem.sequences)
+    if call.problem.op == "decode" and call.state is not None:
+        check_angles(call.state, call.state_indices)
+
+
+def check_angles(state: State, state_indices: Tensor | None) -> None:
+    """Angles lie in [0, 2 pi) where a row is in use; NaN is an angle like any other number."""
+    phi = state.phi
+    if state_indices is not None:
+        phi = phi[state_indices[state_indices >= 0].long()]
+    if bool(((phi < 0) | (phi > TWO_PI)).any()):
+        raise RangeError(
+            "state.phi",
+            "angles in [0, 2 pi)",
+            f"{float(phi.min()):.4g} to {float(phi.max()):.4g}",
+            "take them modulo 2 pi: state.phi.remainder_(2 * math.pi)",
+        )
 
 
 def check_indices(state_indices: Tensor, rows: int) -> None:

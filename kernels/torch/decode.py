@@ -19,7 +19,7 @@ def supports(problem: Problem, device: torch.device) -> str | None:
     return None
 
 
-@implements("decode", "torch", supports=supports)
+@implements("decode", "torch", supports=supports, gradients=True)
 def decode(call: Call, config: Config) -> None:
     """Advance every row by one token, and its state in place; padding rows are left alone.
 

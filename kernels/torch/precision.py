@@ -70,7 +70,7 @@ _saved: dict[Any, str] = {}
 
 @contextmanager
 def full_float32() -> Iterator[None]:
-    """Keep float32 matrix products in float32: no TF32 on a GPU, no bfloat16 on a CPU.
+    """Keep float32 matrix products in float32: no TF32 on a GPU, no bfloat16 on a CPU, no autocast.
 
     The settings are the process's own: another thread's products are full float32 meanwhile too.
     """
@@ -82,7 +82,8 @@ def full_float32() -> Iterator[None]:
                 _saved[matmul] = matmul.fp32_precision
                 matmul.fp32_precision = "ieee"
     try:
-        yield
+        with torch.autocast("cuda", enabled=False), torch.autocast("cpu", enabled=False):
+            yield
     finally:
         with _lock:
             _inside -= 1

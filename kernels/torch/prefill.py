@@ -55,7 +55,7 @@ def supports(problem: Problem, device: torch.device) -> str | None:
     return None
 
 
-@implements("prefill", "torch", supports=supports, configs=configs)
+@implements("prefill", "torch", supports=supports, configs=configs, gradients=True)
 def prefill(call: Call, config: Config) -> None:
     """Run each sequence of the call, all its rows and heads at once."""
     outs, finals = [], []

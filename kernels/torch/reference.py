@@ -15,7 +15,7 @@ def supports(problem: Problem, device: torch.device) -> str | None:
     return None
 
 
-@implements("prefill", "reference", supports=supports)
+@implements("prefill", "reference", supports=supports, gradients=True)
 def prefill(call: Call, config: Config) -> None:
     """Run `reference.mamba3.prefill` and round its results to the call's dtypes."""
     y, final = mamba3.prefill(**_arguments(call), cu_seqlens=call.cu_seqlens)
@@ -24,7 +24,7 @@ def prefill(call: Call, config: Config) -> None:
         to.copy_(result)
 
 
-@implements("decode", "reference", supports=supports)
+@implements("decode", "reference", supports=supports, gradients=True)
 def decode(call: Call, config: Config) -> None:
     """One step of `reference.mamba3.prefill`, on the pool rows that `state_indices` names."""
     assert call.state is not None

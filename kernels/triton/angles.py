@@ -34,6 +34,7 @@ def advance(phi, step, theta):
     turns = step_head * rate_head
     rest = step_head * (rate - rate_head) + (step - step_head) * rate
     turns = (turns - tl.floor(turns + 0.5)) + rest
+    turns -= tl.floor(turns + 0.5)  # a step of thousands leaves whole turns in the rest
     phi = phi + (turns * TWO_PI + turns * TWO_PI_LOW)  # in [-pi, 3 pi)
     phi = tl.where(phi >= TWO_PI, (phi - TWO_PI) - TWO_PI_LOW, phi)
     phi = tl.where(phi < 0.0, (phi + TWO_PI) + TWO_PI_LOW, phi)

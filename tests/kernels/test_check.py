@@ -13,6 +13,7 @@ import torch
 
 from mamba3_bench.kernels.call import Call
 from mamba3_bench.kernels.cases import make_call
+from mamba3_bench.kernels.check import check_aligned
 from mamba3_bench.kernels.errors import (
     BackendMissing,
     DeviceError,
@@ -186,6 +187,11 @@ SHARED: list[Case] = [
     ("options by name", swap(options={"step": "softplus"}), KindError,
      ["options:", "Options", "dict", "Options(...)"]),
     ("an option", swap(options="softplus"), KindError, ["options:", "Options", "str"]),
+    ("no option, by name", swap(options=""), KindError, ["options:", "Options", "str"]),
+    ("no parameters, in a list", swap(params=[]), KindError, ["params:", "Params", "list"]),
+    ("no parameters, by False", swap(params=False), KindError, ["params:", "Params", "bool"]),
+    ("backends in a list", swap(backend=["torch"]), KindError, ["backend:", "str", "list"]),
+    ("no backend", swap(backend=None), KindError, ["backend:", "str", "None"]),
     ("a config by name", swap(backend="torch", config={"chunk_size": 16}), KindError,
      ["config:", "dict", "registry.get(op, backend).configs"]),
     ("a number for config", swap(backend="torch", config=16), KindError, ["config:", "int"]),
@@ -237,6 +243,9 @@ DECODE: list[Case] = [
      ShapeError, ["x:"]),
     ("no state", swap(state=None), KindError, ["state:", "State", "None"]),
     ("indices of a list", swap(state_indices=[0, 1]), KindError, ["state_indices:", "list"]),
+    ("an angle of many turns", state(phi=lambda t: t + 100), RangeError,
+     ["state.phi:", "[0, 2 pi)", "10", "modulo 2 pi"]),
+    ("an angle below 0", state(phi=lambda t: t - 7), RangeError, ["state.phi:", "to -"]),
     ("state to be trained", state(h=lambda t: t.clone().requires_grad_()), InputError,
      ["state.h:", "in place", "requires grad", "detach"]),
     ("an index for each head", indices(0, 1, 2), ShapeError, ["state_indices:", "B=2", "(3,)"]),
@@ -309,6 +318,44 @@ def test_a_chunk_has_tokens(size: int) -> None:
     """A config of the torch backend says what it cannot be."""
     with pytest.raises(OptionError, match=rf"config.chunk_size: expected 1 or more, got {size}"):
         Config(chunk_size=size)
+
+
+def test_an_angle_counts_where_its_row_is_in_use(make_problem: MakeProblem, seed: int) -> None:
+    """A pool has rows that nobody decodes, with anything in them; NaN is the user's own."""
+    call = make_call(make_problem("decode", pool=5), seed)
+    assert call.state is not None
+    assert call.state_indices is not None
+    used = call.state_indices[call.state_indices >= 0].long()
+    call.state.phi[[row for row in range(5) if row not in used]] = 1e9
+    call.state.phi[used[0], 0] = torch.nan
+    given = arguments(call) | {"state_indices": call.state_indices}
+    assert bool(decode(**given)[0].isnan().any())
+    call.state.phi[used[0], 0] = 7.0
+    with pytest.raises(RangeError, match=r"state\.phi: expected angles in \[0, 2 pi\), got .* 7;"):
+        decode(**given)
+
+
+def test_states_of_a_gpu_start_on_16_bytes(make_problem: MakeProblem, seed: int) -> None:
+    """Each of the four, and by its address alone."""
+    state = make_call(make_problem("decode", dtype=torch.float32), seed).state
+    assert state is not None
+    check_aligned(state)
+    for name, tensor in state.items():
+        room = torch.empty(tensor.numel() + 1, dtype=tensor.dtype)[1:].view(tensor.shape)
+        with pytest.raises(LayoutError, match=rf"state\.{name}: .*16 bytes, got 4 bytes past one"):
+            check_aligned(replace(state, **{name: room}))
+
+
+@pytest.mark.parametrize("op", ["prefill", "decode"])
+@pytest.mark.parametrize("options", [Options(), Options(step="activated", decay="log_decay")])
+def test_meta_tensors_are_made_but_not_computed(
+    make_problem: MakeProblem, seed: int, op: str, options: Options
+) -> None:
+    """What compiles ahead makes calls of them; the ops refuse them."""
+    call = make_call(make_problem(op, options=options), seed, "meta")
+    run = prefill if op == "prefill" else decode
+    with pytest.raises(DeviceError, match="x: expected a CPU or a GPU, got meta"):
+        run(**arguments(call))
 
 
 def test_a_state_to_be_trained_is_decoded_without_gradients(

@@ -1,9 +1,12 @@
 """What calls remember: the next of a kind skips validation, and nothing wrong slips through."""
 
 import gc
+import sys
+import threading
 import weakref
 from collections.abc import Callable
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -165,6 +168,52 @@ def test_values_on_a_cpu_are_looked_at_each_time(
     step(call)
     with pytest.raises(RangeError, match="dt > 0"):
         step(call, inputs=replace(call.inputs, dt=torch.zeros_like(call.inputs.dt)))
+
+
+def test_threads_share_plans(make_problem: MakeProblem, seed: int) -> None:
+    """Calls of one key that differ in strides make each other's plans go while others read them."""
+    call = make_call(make_problem("decode"), seed)
+    width = call.inputs.x[0].numel()
+    wide = [torch.zeros(2, width + i, dtype=call.inputs.x.dtype) for i in range(24)]
+    moved = [
+        replace(call.inputs, x=w[:, :width].view_as(call.inputs.x).copy_(call.inputs.x))
+        for w in wide
+    ]
+    expected = step(call)
+    failures: list[Any] = []
+
+    def work(shift: int) -> None:
+        try:
+            for i in range(150):
+                if not torch.equal(step(call, inputs=moved[(7 * i + shift) % 24]), expected):
+                    failures.append("another result")
+        except Exception as error:
+            failures.append(error)
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        threads = [threading.Thread(target=work, args=(shift,)) for shift in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert failures == []
+
+
+def test_a_call_runs_on_the_gpu_of_its_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which is made the current one if it is not; on a CPU nothing is asked."""
+    made: list[Any] = []
+    monkeypatch.setattr(torch._C, "_cuda_getDevice", lambda: 0, raising=False)
+    monkeypatch.setattr(torch.cuda, "device", lambda device: made.append(device) or ops.HERE)
+    for place in ("cpu", "cuda:0", "cuda:1"):
+        device = torch.device(place)
+        call: Any = SimpleNamespace(y=SimpleNamespace(device=device))
+        with ops._device_of(call):
+            pass
+    assert made == [torch.device("cuda:1")]
 
 
 def test_indices_on_a_cpu_are_looked_at_each_time(make_problem: MakeProblem, seed: int) -> None:

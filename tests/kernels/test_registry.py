@@ -35,23 +35,32 @@ def modules(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[tuple[str, str], s
 
 
 def add(
-    modules: dict[tuple[str, str], str], backend: str, reason: str | None, first: bool = True
+    modules: dict[tuple[str, str], str],
+    backend: str,
+    reason: str | None,
+    first: bool = True,
+    op: Any = "prefill",
 ) -> list[Any]:
-    """Register a prefill that notes its configs, refuses with a reason, and goes first or last."""
+    """Register an op that notes its configs, refuses with a reason, and goes first or last.
+
+    It writes where the tensors lie, as a kernel does, unseen by autograd.
+    """
     seen: list[Any] = []
 
     @registry.implements(
-        "prefill", backend,
+        op, backend,
         supports=lambda problem, device: reason,
         configs=lambda problem, device: iter(["best", "second"]),
     )  # fmt: skip
     def run(call: Call, config: Any) -> None:
         seen.append(config)
+        for _, tensor in call.final.items():
+            tensor.data.fill_(3)
         call.y.fill_(3)
 
     others = dict(modules)
     modules.clear()
-    entry = {("prefill", backend): "torch.prefill"}  # any module that can be imported
+    entry = {(op, backend): "torch.prefill"}  # any module that can be imported
     modules.update(entry | others if first else others | entry)
     return seen
 
@@ -204,6 +213,64 @@ def test_auto_never_takes_the_reference(
         prefill(call.inputs, call.params)
     assert "picky: N = 8 is too small; absent: cannot import its DSL" in caught.value.reason
     assert "reference" not in caught.value.reason
+
+
+@pytest.mark.parametrize("op", ["prefill", "decode"])
+def test_gradients_come_from_who_has_them(
+    modules: dict[tuple[str, str], str], make_problem: MakeProblem, seed: int, op: str
+) -> None:
+    """A kernel without them is refused by name and left by `auto`, which says so; without autograd
+    the same tensors go to it."""
+    add(modules, "fast", None, op=op)
+    call = make_call(make_problem(op), seed)
+    inputs = call.inputs.map(lambda _, t: t.clone().requires_grad_())
+
+    def run(backend: str = "auto") -> torch.Tensor:
+        given = {"options": call.problem.options, "backend": backend}
+        if op == "prefill":
+            return prefill(inputs, call.params, call.state, **given)[0]
+        assert call.state is not None
+        return decode(inputs, call.params, call.state.map(lambda _, t: t.clone()), **given)
+
+    for _ in range(2):
+        with torch.no_grad():
+            assert bool((run() == 3).all())
+        with pytest.raises(UnsupportedError, match=r"no gradients: call it under torch\.no_grad"):
+            run("fast")
+    with pytest.warns(UserWarning, match="'torch' for its gradients; .* it would take 'fast'"):
+        first = run()
+    run().sum().backward()
+    assert first.requires_grad
+    assert inputs.x.grad is not None
+    assert bool(inputs.x.grad.isfinite().all())
+
+
+@pytest.mark.parametrize("backend", ["fast", "torch", "reference"])
+def test_autograd_knows_that_a_step_changes_the_state(
+    modules: dict[tuple[str, str], str], make_problem: MakeProblem, seed: int, backend: str
+) -> None:
+    """What was computed from the old state cannot be differentiated with the new one."""
+    add(modules, "fast", None, op="decode")
+    call = make_call(make_problem("decode"), seed)
+    assert call.state is not None
+    factor = torch.ones((), dtype=torch.float64, requires_grad=True)
+    loss = (factor * call.state.h).sum()
+    with torch.no_grad():
+        decode(call.inputs, call.params, call.state, backend=backend)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def test_gradients_that_nobody_has(
+    modules: dict[tuple[str, str], str], make_problem: MakeProblem, seed: int
+) -> None:
+    """The reason names who would have run it without."""
+    add(modules, "fast", None)
+    modules.pop(("prefill", "torch"))
+    call = make_call(make_problem("prefill"), seed)
+    inputs = call.inputs.map(lambda _, t: t.clone().requires_grad_())
+    with pytest.raises(UnsupportedError, match="fast: it has no gradients"):
+        prefill(inputs, call.params)
 
 
 def test_the_first_config_is_the_default(

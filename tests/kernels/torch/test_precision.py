@@ -205,6 +205,20 @@ def test_reduced_float32_settings_do_not_reach_the_yardstick(
         assert torch.equal(tensor, expected[name]), name
 
 
+@pytest.mark.parametrize("op", ["prefill", "decode"])
+def test_autocast_does_not_reach_the_yardstick(
+    make_problem: Callable[..., Problem], run: Run, seed: int, op: str
+) -> None:
+    """float32 results are the same bits where autocast would multiply in bfloat16."""
+    problem = make_problem(op, L=1 if op == "decode" else 70, P=64, N=64, S=16, dtype=torch.float32)
+    call = make_call(problem, seed)
+    expected = run(call, "torch").outputs()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        got = run(call, "torch").outputs()
+    for name, tensor in got.items():
+        assert torch.equal(tensor, expected[name]), name
+
+
 @pytest.mark.usefixtures("restored_settings")
 def test_settings_are_restored_when_the_last_thread_leaves() -> None:
     """Full float32 while any thread is inside; an exception restores the settings too."""

@@ -97,6 +97,23 @@ def test_activations(
 
 
 @interpreted
+def test_steps_of_thousands(device: str, seed: int, fresh: Callable[..., Call]) -> None:
+    """Angles of so many turns come back into [0, 2 pi), as exact as float32 has the step."""
+    options = Options(step="activated", norm="normalised")
+    call = make_call(problem(options=options, optional=()), seed, device)
+    assert call.state is not None
+    call.inputs.dt.mul_(1e4)
+    ran = fresh(call, "triton")
+    assert ran.state is not None
+    turns = call.inputs.dt.double()[..., None] / 2 * call.inputs.theta.double().tanh()[:, None]
+    truth = call.state.phi.double() / (2 * torch.pi) + turns
+    error = ran.state.phi.double() / (2 * torch.pi) - truth
+    assert float((error - error.round()).abs().max()) < 1e4 * 2**-22  # of tanh in float32
+    assert float(ran.state.phi.min()) >= 0
+    assert float(ran.state.phi.max()) < 2 * torch.pi
+
+
+@interpreted
 @pytest.mark.parametrize("S", [8, 16])
 @pytest.mark.parametrize("theta_per_head", [False, True])
 @pytest.mark.parametrize("pairing", ["interleaved", "half"])
