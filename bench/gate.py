@@ -24,8 +24,8 @@ The rows outside the subset have no truth; they are searched for gross faults. T
 the whole call too, and each vector of an output (y of one token and head, a row of h, k, x, one
 angle) may be off by GROSS of its norm, or of the output's mean norm if that is larger. A kernel
 that is right on the subset is far below this everywhere; a wrong head or a skipped tile is far
-above. Two cases are only checked to be finite: y beyond WHOLE elements, and y with out_norm, which
-divides a token whose terms cancel by nearly nothing.
+above. Two cases are only checked to be finite: all outputs of a call whose y has more than WHOLE
+elements, and y with out_norm, which divides a token whose terms cancel by nearly nothing.
 """
 
 import math

@@ -17,8 +17,7 @@ import torch
 
 from .. import __version__
 from ..kernels.registry import MODULES
-from ..kernels.toolchain import COMPILERS, compiler_versions, driver_version
-from ..kernels.toolchain import PACKAGES as PACKAGES_OF
+from ..kernels.toolchain import COMPILERS, compiler_versions, driver_version, packages_of
 
 PACKAGES = (
     "torch",
@@ -82,7 +81,7 @@ def identity(found: dict[str, Any], op: str = "", backend: str = "") -> dict[str
     if (op, backend) in MODULES:
         for compiler in compiler_versions().keys() - set(COMPILERS.get(backend, ())):
             del part[compiler]
-        runs_on = ("torch", *PACKAGES_OF.get(backend, ()))
+        runs_on = ("torch", *packages_of(backend))
         versions = found.get("packages") or {}
         part["packages"] = {name: versions[name] for name in runs_on if name in versions}
     return (

@@ -1,7 +1,7 @@
 """Samples of device time: graphs replayed between events, rivals interleaved.
 
-- A sample lasts about TARGET_S: events resolve about 0.5 us, and each replay takes 2.1 us beside
-  its kernels (H100, by `mamba3-bench selftest`): 0.4 % of a sample.
+- A sample lasts about TARGET_S: events resolve about 0.5 us, and each replay takes 2.8 us beside
+  its kernels (H100, by `mamba3-bench selftest`): 0.6 % of a sample.
 - Samples come in blocks of about BLOCK_S. While a block runs, NVML is asked for the SM clock and
   the throttle reasons; a block under thermal or supply slowdown is dropped and counted.
 """

@@ -101,7 +101,7 @@ def _share(value: float) -> float | None:
 
 
 def _shape(one: Decision, rules: Cover | None) -> dict[str, Any]:
-    problem, winner = one.field.problem, one.winner
+    problem, winner, environment = one.field.problem, one.winner, one.field.environment
     shape = (problem["B"], problem["L"])
     margin = one.margin
     return {
@@ -116,6 +116,8 @@ def _shape(one: Decision, rules: Cover | None) -> dict[str, Any]:
         "undecided": len(one.undecided),
         "counts": one.field.counts,
         "edges": [] if winner is None else one.edges(winner),
+        "driver": environment.get("driver"),
+        "torch": (environment.get("packages") or {}).get("torch"),
         "cover": rules.chosen.get(shape) if rules else None,
     }
 

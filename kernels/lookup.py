@@ -6,8 +6,9 @@ MAMBA3_BENCH_TUNED names another folder, whose files win over the shipped ones, 
 A problem is looked up under what it is but for batch and length. At a shape that was tuned its own
 winner is taken. Elsewhere within the range that was tuned, it is what the nearest tuned shape has
 of the cover: the few rules that together stay within some per cent of the best at every shape. In
-all other cases it is the default. What was tuned with another driver, compiler or kernel source is
-stale: it is not used, and a warning says so once.
+all other cases it is the default. What was tuned with another compiler or kernel source is stale:
+it is not used, and a warning says so once. Its time, if not for another source, still tells which
+backend is the faster one.
 """
 
 import json
@@ -15,7 +16,7 @@ import math
 import os
 import warnings
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -49,7 +50,7 @@ class Found:
     why: str
     config: dict[str, Any] | None = None  # exact: the winner's values
     name: str | None = None  # cover: the rule, by its name among the candidates
-    us: float | None = None  # measured at this shape, or at the nearest one
+    us: float | None = None  # measured at this shape, or at the nearest one; of a stale winner too
     at: tuple[int, int] | None = None  # batch and length of that shape
     failed: bool = False  # at this very shape no candidate was right
 
@@ -92,11 +93,13 @@ def find(op: str, backend: str, module: str | None, problem: Problem, gpu: str |
     group = groups.get(group_of(raw))
     if group is None:
         return Found("default", f"tuned for {gpu}, but not these dims, dtypes and options")
+    found = _at(group["shapes"], raw["B"], raw["L"])
     stale = _stale(backend, module, group["fingerprint"])
-    if stale is not None:
-        _warn(gpu, backend, op, stale)
-        return Found("default", f"tuned for {gpu}, but stale: {stale}")
-    return _at(group["shapes"], raw["B"], raw["L"])
+    if stale is None:
+        return found
+    _warn(gpu, backend, op, stale)
+    found = Found("default", f"tuned for {gpu}, but stale: {stale}", us=found.us, at=found.at)
+    return replace(found, us=None, at=None) if stale.startswith("source") else found
 
 
 def _at(shapes: list[dict[str, Any]], B: int, L: int) -> Found:
@@ -200,14 +203,9 @@ def _read(path: Path) -> list[tuple[tuple[str, str], str, dict[str, Any]]]:
 
 
 def _stale(backend: str, module: str | None, then: dict[str, Any]) -> str | None:
-    """The first field in which the toolchain differs from what it was, or None.
-
-    Without a GPU there is no driver to differ.
-    """
+    """The first field in which kernel or toolchain differ from what they were, or None."""
     now = fingerprint(backend, module or "")
-    for name in (*now, *then):
-        if name == "driver" and now[name] is None:
-            continue
+    for name in ("source", *now, *then):
         if now.get(name) != then.get(name):
             return f"{name} is {now.get(name)}, tuned with {then.get(name)}"
     return None

@@ -38,8 +38,8 @@ NO_GRADIENTS = "it has no gradients: call it under torch.no_grad(), or take back
 
 # (op, backend) -> module under kernels/. The order is the order of preference of backend="auto".
 MODULES: dict[tuple[OpName, str], str] = {
-    ("prefill", "triton"): "triton.prefill",
     ("prefill", "tilelang"): "tilelang.prefill",
+    ("prefill", "triton"): "triton.prefill",
     ("prefill", "torch"): "torch.prefill",
     ("prefill", "reference"): "torch.reference",
     ("decode", "cute"): "cute.decode",

@@ -15,7 +15,8 @@ from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import Any
 
-PACKAGES: dict[str, tuple[str, ...]] = {  # by backend, beside torch
+PACKAGES: dict[str, tuple[str, ...]] = {  # by backend: those that compile its kernels, or are them
+    "torch": ("torch",),
     "triton": ("triton",),
     "tilelang": ("tilelang", "apache-tvm-ffi"),
     "cute": ("nvidia-cutlass-dsl",),
@@ -36,23 +37,28 @@ def cache_folder() -> Path:
 
 @cache
 def fingerprint(backend: str, module: str) -> dict[str, str | None]:
-    """What the speed of a backend's kernel depends on here; it takes milliseconds, once."""
+    """What the machine code of a backend's kernel depends on here; it takes milliseconds, once."""
     versions = {}
-    for package in ("torch", *PACKAGES.get(backend, ())):
+    for package in packages_of(backend):
         with suppress(metadata.PackageNotFoundError):
             versions[package] = metadata.version(package)
-    here = {"driver": driver_version(), "packages": versions, **compiler_versions()}
-    return made_with(backend, here, source_hash(module))
+    return made_with(backend, {"packages": versions, **compiler_versions()}, source_hash(module))
+
+
+def packages_of(backend: str) -> tuple[str, ...]:
+    """The packages that a backend's kernels depend on; of one that is not known, torch at least."""
+    return PACKAGES.get(backend, ("torch",))
 
 
 def made_with(backend: str, environment: Mapping[str, Any], source: str) -> dict[str, str | None]:
-    """The fingerprint of a backend's kernel: what its speed depends on, by name.
+    """The fingerprint of a backend's kernel: what its machine code depends on, by name.
 
-    environment: versions of `driver`, compilers and `packages`; source: hash of the kernel's files.
+    Not the driver, which loads it, nor, of a DSL, torch, which allocates.
+    environment: versions of compilers and `packages`; source: hash of the kernel's files.
     """
     versions = environment.get("packages") or {}
-    tools = {name: environment.get(name) for name in ("driver", *COMPILERS.get(backend, ()))}
-    packages = {name: versions.get(name) for name in ("torch", *PACKAGES.get(backend, ()))}
+    tools = {name: environment.get(name) for name in COMPILERS.get(backend, ())}
+    packages = {name: versions.get(name) for name in packages_of(backend)}
     return {**tools, **packages, "source": source}
 
 

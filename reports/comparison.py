@@ -56,7 +56,7 @@ def notes(found: Comparison) -> list[str]:
             if noise.measured
             else "given"
             if asked.noise is not None
-            else "assumed, nothing was repeated: sweep with --repeat, or --noise, "
+            else "assumed, too little was repeated: sweep with --repeat, or --noise, "
             "which a selftest measures"
         )
         said.append(f"Scatter between processes on {device}: {noise.sd:.2%}, {source}.")

@@ -40,13 +40,13 @@ def test_commands_parse(line: str) -> None:
 
 @pytest.mark.parametrize("name", ["add-a-kernel", "add-a-rival"])
 def test_plugins_of_the_docs_are_right_and_timed(name: str, tmp_path: Path) -> None:
-    """The file that a page shows passes the sweep that stands below it, gate included."""
+    """The file that a page shows passes the first sweep that stands below it, gate included."""
     page = (ROOT / "docs" / f"{name}.md").read_text()
     (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     plugin = re.match(r"# ((\w+)\.py)\n", code)
     assert plugin
     (tmp_path / plugin[1]).write_text(code)
-    (line,) = (line for line in COMMAND.findall(page) if line.startswith("sweep"))
+    line = next(line for line in COMMAND.findall(page) if line.startswith("sweep"))
     line += f" --budget 0.01 --out {tmp_path} --device cpu"
     command = [sys.executable, "-m", "mamba3_bench", *shlex.split(line)]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)

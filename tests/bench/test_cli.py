@@ -49,12 +49,12 @@ def test_help_imports_nothing_heavy():
     [
         (
             "check --backend torhc",
-            "prefill has no 'torhc'; there are triton, tilelang, torch, reference",
+            "prefill has no 'torhc'; there are tilelang, triton, torch, reference",
         ),
         ("check --op decode --backend triton,cuda", "there are"),
         (
             "check --op prefill,decode --backend torch,tirton",
-            "--backend: no op of this grid has 'tirton'; there are triton, tilelang, torch",
+            "--backend: no op of this grid has 'tirton'; there are tilelang, triton, torch",
         ),
         ("check --dtype fp8", "--dtype: expected words out of bf16, fp16, fp32, tf32, got 'fp8'"),
         ("check --state 0", "--state: expected positive whole numbers, got '0'"),

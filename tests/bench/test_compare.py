@@ -310,7 +310,7 @@ def test_nothing_in_common(folder, capsys):
         (["--threshold", "2"], "expected a share such as 2% or 0.02, got '2'"),
         (["--pass", "fine"], "--pass: expected words out of same, faster, cannot-tell"),
         (["--time", "hot"], "invalid choice: 'hot'"),
-        (["--backend", "triton,bogus"], "--backend: expected words out of triton, tilelang, "),
+        (["--backend", "triton,bogus"], "--backend: expected words out of tilelang, triton, "),
         (["--op", "bogus"], "--op: expected words out of prefill, decode"),
         (["--op="], "got ''"),
         (["--json", "-", "--markdown", "-"], "--markdown, --json: stdout takes one of them"),

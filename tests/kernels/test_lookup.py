@@ -17,7 +17,7 @@ from mamba3_bench.bench.grid import Axes, problems
 from mamba3_bench.kernels import lookup, ops, plans, registry, toolchain
 from mamba3_bench.kernels.errors import OptionError
 from mamba3_bench.kernels.family import make_call
-from mamba3_bench.kernels.lookup import StaleWarning, file_name
+from mamba3_bench.kernels.lookup import Found, StaleWarning, file_name
 from mamba3_bench.kernels.problem import Problem
 
 at = Path(__file__).parent.parent / "bench" / "tunings.py"
@@ -108,7 +108,7 @@ def test_another_gpu_or_none(here):
     assert choice(problem(8, 1024), None)[1].why == "no GPU"
 
 
-@pytest.mark.parametrize("field", ["driver", "ptxas", "torch", "triton", "source"])
+@pytest.mark.parametrize("field", ["ptxas", "triton", "source"])
 def test_a_stale_fingerprint_is_the_default_and_one_warning(here, field):
     """The warning names the field and both values; a second look-up is silent."""
     then, here[field] = here[field], "other"
@@ -121,10 +121,23 @@ def test_a_stale_fingerprint_is_the_default_and_one_warning(here, field):
         assert choice(problem(2, 4096))[1].how == "default"
 
 
-def test_no_driver_is_not_another_driver(here, monkeypatch):
-    """`why --gpu` on a machine without one."""
-    monkeypatch.setattr(lookup, "fingerprint", lambda *_: here | {"driver": None})
-    assert choice(problem(8, 4096))[1].how == "exact"
+def test_what_compiles_nothing_is_said_but_makes_nothing_stale(file):
+    """The driver loads machine code, and torch allocates: each shape says which it ran with."""
+    (table,) = json.loads(file.read_text())["tables"]
+    assert table["fingerprint"].keys() == {"ptxas", "triton", "source"}
+    told = {(shape["driver"], shape["torch"]) for shape in table["groups"][0]["shapes"]}
+    assert told == {("580.1", "2.11.0")}
+
+
+@pytest.mark.parametrize(("field", "fastest"), [("ptxas", "fast"), ("source", "first")])
+def test_a_stale_time_still_tells_backends_apart(here, field, fastest):
+    """If it is that of the same source: another compiler makes no slow kernel a fast one."""
+    here[field] = "other"
+    with pytest.warns(StaleWarning):
+        found = choice(problem(8, 1024))[1]
+    assert (found.us is None) == (field == "source")
+    fast = Found("exact", "tuned here", us=100.0, at=(8, 1024))
+    assert lookup.fastest({"first": found, "fast": fast})[0] == fastest
 
 
 def test_off(here, monkeypatch):
@@ -244,7 +257,7 @@ def test_merging_keeps_other_groups_of_the_same_toolchain(file, tmp_path):
     shipping.write({GPU: raw}, tmp_path)
     (path,) = shipping.write({GPU: other}, tmp_path, merge=True)
     assert len(json.loads(path.read_text())["tables"][0]["groups"]) == 2
-    other["tables"][0]["fingerprint"]["driver"] = "newer"
+    other["tables"][0]["fingerprint"]["ptxas"] = "newer"
     shipping.write({GPU: other}, tmp_path, merge=True)
     assert len(json.loads(path.read_text())["tables"][0]["groups"]) == 1
 
@@ -255,9 +268,9 @@ def test_what_a_merge_replaces_is_told(file, tmp_path):
     assert shipping.replaced({GPU: raw}, tmp_path) == []
     shipping.write({GPU: raw}, tmp_path)
     assert shipping.replaced({GPU: raw}, tmp_path) == []
-    other["tables"][0]["fingerprint"]["driver"] = "newer"
+    other["tables"][0]["fingerprint"]["ptxas"] = "newer"
     (said,) = shipping.replaced({GPU: other}, tmp_path)
-    assert said == "triton prefill: 4 shapes that were tuned with another driver go"
+    assert said == "triton prefill: 4 shapes that were tuned with another ptxas go"
 
 
 def test_only_what_the_look_up_would_take_is_shipped(file):
