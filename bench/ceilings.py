@@ -66,10 +66,15 @@ def floor_time(gpu: Gpu, kernels: int = 500) -> float:
 
 
 def too_fast(times: Times, nbytes: int, ceilings: dict[str, float]) -> str | None:
-    """Why a cold time cannot be true, or None. FLOPs are no limit: they depend on the algorithm.
+    """Why a time cannot be true, or None. FLOPs are no limit: they depend on the algorithm, and
+    memory is none to a warm time.
 
     nbytes: what any implementation must move through memory.
     """
+    floor = ceilings["kernel_floor_us"]
+    for one in (times.cold, times.warm):
+        if one is not None and one.median < FLOOR_MARGIN * floor:
+            return f"faster than an empty kernel: {one.median:.3g} us against {floor:.3g} us"
     if times.cold is None:
         return None
     seconds = times.cold.median * 1e-6
@@ -79,9 +84,6 @@ def too_fast(times: Times, nbytes: int, ceilings: dict[str, float]) -> str | Non
             f"faster than memory: {nbytes} bytes in {times.cold.median:.3g} us are "
             f"{rate / 1e12:.3g} TB/s, a copy reaches {limit / 1e12:.3g}; the time is not kept"
         )
-    floor = ceilings["kernel_floor_us"]
-    if times.cold.median < FLOOR_MARGIN * floor:
-        return f"faster than an empty kernel: {times.cold.median:.3g} us against {floor:.3g} us"
     return None
 
 

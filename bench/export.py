@@ -19,7 +19,7 @@ OPTIONS = {"warps": "num_warps", "num_warps": "num_warps", "num_stages": "num_st
 
 
 def triton_source(decisions: Sequence[Decision]) -> str:
-    """Python source: a dict of triton.Config by op and problem, of the Triton winners.
+    """Python source: a dict of triton.Config by GPU, op and problem, of the Triton winners.
 
     Names of parameters are those of our configs; warps and stages are the compiler's.
     """
@@ -33,8 +33,9 @@ def triton_source(decisions: Sequence[Decision]) -> str:
     for one in decisions:
         if one.field.backend == "triton" and one.winner is not None:
             name = json.dumps(one.field.problem, sort_keys=True)
-            lines.append(f"    # {one.us(one.winner):.4g} us on {one.field.environment['gpu']}")
-            lines.append(f"    ({one.field.op!r}, {name!r}): {_config(one.winner.config)},")
+            key = f"{one.field.machine[1]!r}, {one.field.op!r}, {name!r}"
+            lines.append(f"    # {one.us(one.winner):.4g} us")
+            lines.append(f"    ({key}): {_config(one.winner.config)},")
     return "\n".join([*lines, "}", ""])
 
 
@@ -88,7 +89,8 @@ def _result(one: Candidate) -> dict[str, Any]:
 def t4_metadata(decision: Decision) -> dict[str, Any]:
     """The machine and packages of a field, as T4 metadata."""
     environment = decision.field.environment
-    requirements = [f"{name}=={version}" for name, version in environment["packages"].items()]
+    packages = environment.get("packages") or {}
+    requirements = [f"{name}=={version}" for name, version in packages.items()]
     device = {name: environment.get(name) for name in ("gpu", "driver", "cuda", "ptxas")}
     return {
         "schema_version": SCHEMA,

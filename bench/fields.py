@@ -194,6 +194,13 @@ class Field:
         return (raced or rows)[0].environment
 
     @property
+    def machine(self) -> tuple[str, str]:
+        """What keeps the time, `cuda` or `cpu`, and the name of the GPU or processor."""
+        known = self.environment
+        device = "cpu" if known.get("device") == "cpu" else "cuda"
+        return device, str(known.get("gpu") or f"CPU ({known.get('cpu')})")
+
+    @property
     def processes(self) -> list[int]:
         """The confirming processes, by their repeat."""
         return sorted({row.repeat for one in self.candidates for row in one.confirmed})
@@ -335,17 +342,14 @@ def _points(found: Field, one: Candidate, other: Candidate) -> list[Point]:
 
 
 def decide(fields: Sequence[Field]) -> list[Decision]:
-    """What each field comes to; the scatter between processes is that of all of them."""
-    sides: list[list[Point]] = []
-    device = "cuda"
+    """What each field comes to; the scatter between processes is that of all on its machine."""
+    sides: dict[tuple[str, str], list[list[Point]]] = {}
     for found in fields:
+        known = sides.setdefault(found.machine, [])
         confirmed = found.confirmed()
-        for one in confirmed[1:]:
-            sides.append(_points(found, one, confirmed[0]))
-        if found.environment.get("device") == "cpu":
-            device = "cpu"
-    noise = estimate.pool(sides, device)
-    return [Decision(found, noise) for found in fields]
+        known += [_points(found, one, confirmed[0]) for one in confirmed[1:]]
+    noise = {machine: estimate.pool(known, machine[0]) for machine, known in sides.items()}
+    return [Decision(found, noise[found.machine]) for found in fields]
 
 
 def read(rows: Iterable[Row], device: dict[str, Any] | None = None) -> list[Field]:

@@ -1,5 +1,6 @@
 """The winners of a tuning as data: the file that `kernels/lookup.py` reads, one per GPU."""
 
+import fcntl
 import json
 import os
 import statistics
@@ -36,10 +37,22 @@ def name_of(one: Decision) -> Name:
     return field.environment.get("gpu"), field.op, field.backend, group_of(field.problem)
 
 
-def words(name: Name) -> str:
-    """The name of a group of problems as it is printed."""
-    _, op, backend, group = name
-    return f"{backend} {problem_name({'op': op} | json.loads(group))}"
+def words(name: Name, among: Sequence[Decision]) -> str:
+    """The name of a group of problems as it is printed, with its GPU if there are several."""
+    gpu, op, backend, group = name
+    return f"{backend} {problem_name({'op': op} | json.loads(group))}{_where(str(gpu), among)}"
+
+
+def names_of(decisions: Sequence[Decision]) -> list[str]:
+    """The problem of each field as it is printed, with its GPU if there are several."""
+    return [
+        problem_name(one.field.problem) + _where(one.field.machine[1], decisions)
+        for one in decisions
+    ]
+
+
+def _where(machine: str, among: Sequence[Decision]) -> str:
+    return f" on {machine}" if len({one.field.machine for one in among}) > 1 else ""
 
 
 def files(decisions: Sequence[Decision]) -> dict[str, dict[str, Any]]:
@@ -139,18 +152,23 @@ def _digits(value: float) -> float:
 def write(contents: dict[str, dict[str, Any]], folder: Path, *, merge: bool = False) -> list[Path]:
     """Write the file of each GPU into a folder; with `merge` what it has of other shapes stays.
 
-    A table of another fingerprint is replaced as a whole.
+    A table of another fingerprint is replaced as a whole. Who writes to the same folder waits.
     """
     folder.mkdir(parents=True, exist_ok=True)
     written = []
-    for gpu, content in contents.items():
-        path = folder / file_name(gpu)
-        if merge and path.is_file():
-            content = _merged(json.loads(path.read_text(encoding="utf-8")), content)
-        beside = path.with_suffix(".part")
-        beside.write_text(as_text(_sorted(content)), encoding="utf-8")
-        os.replace(beside, path)
-        written.append(path)
+    held = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        for gpu, content in contents.items():
+            path = folder / file_name(gpu)
+            if merge and path.is_file():
+                content = _merged(json.loads(path.read_text(encoding="utf-8")), content)
+            beside = path.with_suffix(".part")
+            beside.write_text(as_text(_sorted(content)), encoding="utf-8")
+            os.replace(beside, path)
+            written.append(path)
+    finally:
+        os.close(held)
     return written
 
 

@@ -262,7 +262,7 @@ def present(page: Console, rows: Sequence[Row], arguments: argparse.Namespace) -
         for text in warnings_of(one):
             page.print(f"[yellow]{escape(text)}[/]", highlight=False, soft_wrap=True)
     for name, cover in shipping.covers(decisions).items():
-        text = f"{shipping.words(name)}: {in_words(cover)}"
+        text = f"{shipping.words(name, decisions)}: {in_words(cover)}"
         page.print(escape(text), highlight=False, soft_wrap=True)
     if arguments.ship:
         written += ship(page, contents)
@@ -277,10 +277,10 @@ def table_of(decisions: Sequence[Decision]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("problem", "backend", "winner", "us", "of default", "ties", "candidates"):
         table.add_column(name, overflow="fold", justify="right" if name == "us" else "left")
-    for one in decisions:
+    for one, name in zip(decisions, shipping.names_of(decisions), strict=True):
         winner = one.winner
         table.add_row(
-            show.problem_name(one.field.problem),
+            name,
             one.field.backend,
             "[red]none" if winner is None else escape(winner_name(one)),
             "" if winner is None else f"{one.us(winner):.4g}",

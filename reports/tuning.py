@@ -49,27 +49,30 @@ class _Field(NamedTuple):
 def write(decisions: Sequence[Decision], out: Path) -> Path:
     """Write index.html and a figure for each field into a folder; returns the page's path."""
     out.mkdir(parents=True, exist_ok=True)
-    fields = []
-    for number, one in enumerate(decisions, 1):
+    fields, names = [], shipping.names_of(decisions)
+    for number, (one, name) in enumerate(zip(decisions, names, strict=True), 1):
         drawing = scatter(one, f"tuning-{number}")
         image = data_uri(save(drawing, out / "figures")) if drawing else ""
-        title = f"{one.field.backend} {problem_name(one.field.problem)}"
+        title = f"{one.field.backend} {name}"
         ordered = sorted(one.field.candidates, key=_order)
         fields.append(_Field(title, image, [cells(one, each) for each in ordered]))
     environment = Environment(
         loader=PackageLoader(__package__), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
-    known = decisions[0].field.environment
+    machines = list(dict.fromkeys(one.field.machine for one in decisions))
     page = environment.get_template("tuning.html").render(
-        machine=known.get("gpu") or f"CPU ({known.get('cpu')})",
-        cpu=known.get("gpu") is None,
+        machine=", ".join(name for _, name in machines),
+        cpu=any(device == "cpu" for device, _ in machines),
         explained=EXPLAINED,
         candidates=sum(len(one.field.candidates) for one in decisions),
         winner_columns=WINNERS,
-        winners=[winner_cells(one) for one in decisions],
+        winners=[winner_cells(*each) for each in zip(decisions, names, strict=True)],
         within=f"{WITHIN:.0%}",
         cover_columns=COVERS,
-        covers=[cover_cells(name, cover) for name, cover in shipping.covers(decisions).items()],
+        covers=[
+            cover_cells(shipping.words(name, decisions), cover)
+            for name, cover in shipping.covers(decisions).items()
+        ],
         columns=COLUMNS,
         fields=fields,
     )
@@ -78,10 +81,10 @@ def write(decisions: Sequence[Decision], out: Path) -> Path:
     return index
 
 
-def winner_cells(one: Decision) -> list[str]:
+def winner_cells(one: Decision, name: str) -> list[str]:
     """The line of a field."""
     winner, margin = one.winner, one.margin
-    head = [problem_name(one.field.problem), one.field.backend]
+    head = [name, one.field.backend]
     if winner is None:
         return [*head, "none", "", "", "", "", one.why_none]
     own = winner.index == 0
@@ -98,11 +101,11 @@ def winner_cells(one: Decision) -> list[str]:
     ]
 
 
-def cover_cells(name: shipping.Name, cover: Cover) -> list[str]:
+def cover_cells(name: str, cover: Cover) -> list[str]:
     """The line of a group of problems."""
     held_out = list(cover.held_out.values())
     return [
-        shipping.words(name),
+        name,
         str(len(cover.chosen)),
         "; ".join(cover.rules),
         f"{max(cover.regret.values()):.1%}",

@@ -1,13 +1,14 @@
 """What is decided from the rows of a tuning: winners, ties, limits, edges."""
 
 import importlib.util
+import re
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from mamba3_bench.bench import shipping
+from mamba3_bench.bench import export, shipping
 from mamba3_bench.bench.fields import decide, read
 from mamba3_bench.bench.race import UNDECIDED
 
@@ -184,6 +185,43 @@ def test_a_field_for_each_gpu(numbers):
         assert found == {tunings.GPU: 1, "NVIDIA H200": 0}
         rules = {name[0]: cover.rules for name, cover in shipping.covers(decisions).items()}
         assert rules == {tunings.GPU: ("chunk=64",), "NVIDIA H200": ("default",)}
+
+
+def two_machines(rng):
+    """One problem tuned on two machines: on a GPU the second is 5 % faster, on a CPU nothing is."""
+    cpu = {"device": "cpu", "gpu": None}
+    elsewhere = [*candidate(0, 900, rng), *candidate(1, 900, rng)]
+    return [
+        *candidate(0, 100, rng),
+        *candidate(1, 95, rng),
+        *(
+            replace(row, key=f"cpu {row.key}", environment=tunings.ENVIRONMENT | cpu)
+            for row in elsewhere
+        ),
+    ]
+
+
+def test_the_scatter_of_one_machine_is_not_that_of_another(numbers):
+    """A CPU, whose processes scatter more, takes no win from a GPU decided beside it."""
+    rows = two_machines(numbers)
+    alone = [row for row in rows if row.environment.get("gpu")]
+    found = {one.field.machine: one for one in decide(read(rows))}
+    (same,) = decide(read(alone))
+    assert found["cuda", tunings.GPU].winner.index == same.winner.index == 1
+    assert found["cuda", tunings.GPU].margin == same.margin
+
+
+def test_machines_are_named_where_there_are_several(numbers):
+    """In print, and as keys of the exported configs; of one GPU alone nothing is said."""
+    rows = [replace(row, backend="triton") for row in two_machines(numbers)]
+    decisions = decide(read(rows))
+    names = shipping.names_of(decisions)
+    assert [name.partition(" on ")[2] for name in names] == [tunings.GPU, "CPU (a cpu)"]
+    assert " on " not in shipping.names_of(decisions[:1])[0]
+    words = [shipping.words(name, decisions) for name in shipping.covers(decisions)]
+    assert len(set(words)) == 2
+    keys = re.findall(r"^    \('(.+?)', 'prefill'", export.triton_source(decisions), re.MULTILINE)
+    assert keys == [tunings.GPU, "CPU (a cpu)"]
 
 
 @pytest.mark.parametrize("older", [{"source": "other"}, {"seed": 1}, {"driver": "570.1"}], ids=str)

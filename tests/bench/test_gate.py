@@ -181,7 +181,9 @@ def test_rows_to_verify():
         assert {0, 63} <= set(rows.heads)
         assert list(rows.heads) == sorted(set(rows.heads))
         assert len(rows.batch) * len(rows.heads) * 32 * 64 <= gate_module.TRUTH_ELEMENTS["cpu"]
+        assert min(len(rows.batch), len(rows.heads)) >= 4
     assert len({rows.heads for rows in chosen.values()}) > 1
+    assert len({rows.batch for rows in chosen.values()}) > 1
     assert choose_rows(call, 1) == chosen[1]
     small = choose_rows(make_call(replace(problem, L=1, B=2, H=3), 0), 0)
     assert (small.batch, small.heads) == ((0, 1), (0, 1, 2))
@@ -226,11 +228,36 @@ def test_faults_outside_the_subset(two_rows, seed, dtype, problem):
         assert verdict.reason.endswith("vectors are not those of the torch backend")
 
 
+@pytest.mark.parametrize("dtype", DTYPES[:3], ids=str)
+@pytest.mark.parametrize("problem", [replace(PREFILL, B=3), DECODE], ids=lambda p: p.op)
+def test_small_faults_outside_the_subset(two_rows, seed, dtype, problem):
+    """A batch row without truth that is off by a fifth in every vector, or whose state is old."""
+    call = make_call(replace(problem, dtype=dtype), seed)
+    gate = Gate(call, seed)
+    row = 1 if call.state_indices is None else int(call.state_indices[1])
+    for name, at in (("y", 1), ("state.h", row)):
+        wrong = run(call)
+        wrong.outputs()[name][at].mul_(1.2)
+        verdict = gate.judge(wrong)
+        assert verdict.status == "wrong"
+        assert verdict.reason.startswith(f"{name}: a batch row is 0.")
+        assert gate.judge(wrong, rival=True).status == "wrong"
+    near = run(call)
+    near.outputs()["state.h"][row].mul_(1.04)
+    assert gate.judge(near, rival=True).status == "inaccurate"
+    if problem.op == "decode":
+        stale = run(call)
+        stale.state.h[row] = call.state.h[row]
+        assert gate.judge(stale).status == "wrong"
+
+
 @pytest.mark.parametrize("regime", REGIMES)
 @pytest.mark.parametrize("dtype", DTYPES[:3], ids=str)
 def test_right_kernels_are_far_from_gross_faults(two_rows, monkeypatch, seed, dtype, regime):
-    """Another chunk size would pass a limit 4 times as strict, in every regime and hard case."""
+    """Another chunk size would pass a limit 4 times as strict, in every regime and hard case, and
+    one twice as strict for whole batch rows."""
     monkeypatch.setattr(gate_module, "GROSS", gate_module.GROSS / 4)
+    monkeypatch.setattr(gate_module, "ROW", gate_module.ROW / 2)
     problem = replace(PREFILL, dtype=dtype, H=6)
     calls = [make_call(problem, seed, regime=regime)]
     calls += [case.call(seed, torch.device("cpu")) for case in hard_cases(problem)]

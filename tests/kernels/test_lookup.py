@@ -2,6 +2,8 @@
 
 import importlib.util
 import json
+import subprocess
+import sys
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -260,6 +262,27 @@ def test_merging_keeps_other_groups_of_the_same_toolchain(file, tmp_path):
     other["tables"][0]["fingerprint"]["ptxas"] = "newer"
     shipping.write({GPU: other}, tmp_path, merge=True)
     assert len(json.loads(path.read_text())["tables"][0]["groups"]) == 1
+
+
+def test_who_merges_at_the_same_time_waits(file, tmp_path):
+    """Each of two processes adds its shapes, one at a time: none is lost, and the file is whole."""
+    script = (
+        "import json, sys; from pathlib import Path; from mamba3_bench.bench import shipping\n"
+        "raw, folder, first = json.loads(Path(sys.argv[1]).read_text()), *sys.argv[2:]\n"
+        "group = raw['tables'][0]['groups'][0]\n"
+        "group['shapes'] = group['shapes'][:1]\n"
+        "for L in range(int(first), int(first) + 40):\n"
+        "    group['shapes'][0]['L'] = L\n"
+        "    shipping.write({raw['gpu']: raw}, Path(folder), merge=True)\n"
+    )
+    writers = [
+        subprocess.Popen([sys.executable, "-c", script, str(file), str(tmp_path), first])
+        for first in ("100", "200")
+    ]
+    assert [writer.wait(120) for writer in writers] == [0, 0]
+    (group,) = json.loads((tmp_path / file.name).read_text())["tables"][0]["groups"]
+    lengths = [shape["L"] for shape in group["shapes"]]
+    assert lengths == [*range(100, 140), *range(200, 240)]
 
 
 def test_what_a_merge_replaces_is_told(file, tmp_path):
