@@ -76,6 +76,7 @@ class Line:
     backend: str
     problem: dict[str, Any]
     config: str  # empty unless compared by config
+    machine: str  # empty unless the sides have several and one in common
     effect: Effect | None
     reason: str  # of a case that is no verdict, and what else there is to know
 
@@ -122,13 +123,14 @@ class Comparison:
 class Duel:
     """The rows of one thing on both sides, and the times of them that are to be compared."""
 
+    machine: str
     old: list[Row]
     new: list[Row]
     times: tuple[Timed, Timed] | None
     untimed: str = ""  # why there are times and yet none to compare
 
     @classmethod
-    def of(cls, old: list[Row], new: list[Row], kind: Kind) -> Self:
+    def of(cls, machine: str, old: list[Row], new: list[Row], kind: Kind) -> Self:
         """The first kind of time that both sides have from one kind of clock."""
         before, after = timed(old, kind), timed(new, kind)
         for name in before:
@@ -136,9 +138,11 @@ class Duel:
                 continue
             clocks = before[name].device, after[name].device
             if clocks[0] != clocks[1]:
-                return cls(old, new, None, f"OLD is a {clocks[0]} time, NEW a {clocks[1]} time")
-            return cls(old, new, (before[name], after[name]))
-        return cls(old, new, None)
+                return cls(
+                    machine, old, new, None, f"OLD is a {clocks[0]} time, NEW a {clocks[1]} time"
+                )
+            return cls(machine, old, new, (before[name], after[name]))
+        return cls(machine, old, new, None)
 
 
 def compare(
@@ -150,7 +154,7 @@ def compare(
     name = namer(old, new, asked.by_config)
     sides = grouped(old, name), grouped(new, name)
     duels = [
-        Duel.of(sides[0].get(key, []), sides[1].get(key, []), asked.kind)
+        Duel.of(key[-1], sides[0].get(key, []), sides[1].get(key, []), asked.kind)
         for key in dict.fromkeys([*sides[0], *sides[1]])
     ]
     noise = _noise(duels, asked)
@@ -192,7 +196,14 @@ def _line(duel: Duel, noise: dict[str, Noise], asked: Asked, judged: int) -> Lin
     """The case of one thing; None if it is right on both sides and timed on none."""
     new, last = duel.new, (duel.new or duel.old)[-1]
     config = text_of(last.config) if asked.by_config else ""
-    line = partial(Line, op=last.op, backend=last.backend, problem=last.problem, config=config)
+    line = partial(
+        Line,
+        op=last.op,
+        backend=last.backend,
+        problem=last.problem,
+        config=config,
+        machine=duel.machine,
+    )
     for row in new:
         if row.status == "wrong":
             return line(case="wrong", effect=None, reason=row.reason)

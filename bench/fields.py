@@ -24,7 +24,7 @@ from . import estimate
 from .estimate import Estimate, Noise, Point
 from .hardware import identity
 from .race import EQUAL, UNDECIDED
-from .records import TIMED, Row, Samples, Status
+from .records import TIMED, Row, Samples, Status, worker
 
 CONFIDENCE = 0.99
 REGISTERS = 65536  # of a block, on every GPU since 2014
@@ -138,7 +138,9 @@ class Candidate:
     def beside(self, other: "Candidate", repeat: int | None = None) -> bool:
         """Whether both were timed in the same turns, of the race or of one confirming process."""
         mine, theirs = self.row(repeat), other.row(repeat)
-        return mine is not None and theirs is not None and mine.match == theirs.match
+        if mine is None or theirs is None or mine.match != theirs.match:
+            return False
+        return worker(mine) == worker(theirs)  # a match that was timed again has rows of two
 
     def complete(self, processes: Sequence[int]) -> bool:
         """Whether there are confirming processes, and it has times of each."""

@@ -14,7 +14,7 @@ from . import records
 from .hardware import identity
 from .jobs import Job, Settings, Stage
 from .keys import key
-from .records import TIMED, Row, Status
+from .records import TIMED, Row, Status, worker
 
 FAILED: tuple[Status, ...] = ("compile-failed", "run-failed", "timeout", "throttled", "wrong")
 
@@ -79,8 +79,8 @@ class Ledger:
     def plan(self, jobs: Sequence[Job], environment: dict[str, Any]) -> deque[Job]:
         """What is not recorded, each entry with its key.
 
-        Of a sweep's job that is not whole also what has a time: the entries of a job are timed in
-        the same turns. What failed is left alone.
+        Of a sweep's job that is not whole, or has times of several workers, also what has a time:
+        the entries of a job are timed in the same turns. What failed is left alone.
         """
         known = {row.key: row for row in records.read(self._recorded())}
         queue: deque[Job] = deque()
@@ -89,7 +89,9 @@ class Ledger:
             keyed = job.entries
             self.outcome.asked += [entry.key for entry in keyed]
             fresh = [entry for entry in keyed if self._missing(known.get(entry.key))]
-            if fresh and self.settings.kind == "sweep":
+            rows = [known[entry.key] for entry in keyed if entry.key in known]
+            mixed = len({worker(row) for row in rows if row.times}) > 1
+            if self.settings.kind == "sweep" and (fresh or mixed):
                 fresh = [entry for entry in keyed if self._missing(known.get(entry.key), TIMED)]
             left = {entry.key for entry in fresh}
             self.outcome.recorded += [known[e.key] for e in keyed if e.key not in left]

@@ -151,6 +151,11 @@ UNREADABLE = (ValueError, TypeError, KeyError, AttributeError)
 BEGIN = b'{"backend": "'  # of every line: its names are sorted
 
 
+def worker(row: Row) -> tuple[Any, Any]:
+    """What the rows of one worker have in common: when it started, and its GPU."""
+    return row.environment.get("date"), row.environment.get("gpu_uuid")
+
+
 def typed(cls: type, raw: dict[str, Any]) -> dict[str, Any]:
     """The fields of a dataclass as they are; raises TypeError for one of another type."""
     for name, kinds in _kinds(cls).items():

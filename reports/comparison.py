@@ -89,9 +89,10 @@ def ordered(found: Comparison) -> list[Line]:
 def cells(line: Line, constant: Sequence[str]) -> list[str]:
     """One line as texts, in the order of COLUMNS; fields in `constant` are left out."""
     e = line.effect
-    config = [line.config] if line.config else []
+    place = f"on {line.machine}" if line.machine else ""
     varied = {name: value for name, value in line.problem.items() if name not in constant}
-    texts = [line.case, line.op, line.backend, " ".join([shape_text(varied), *config])]
+    shape = " ".join(filter(None, (shape_text(varied), line.config, place)))
+    texts = [line.case, line.op, line.backend, shape]
     if e is None:
         return [*texts, "", "", "", "", "", line.reason]
     return [

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..bench.estimate import BLOCKS, Estimate, Noise, Point, estimate, paired
-from ..bench.records import Row, Samples
+from ..bench.records import Row, Samples, worker
 
 CONFIDENCE = 0.95
 OWN = Noise(0.0, 0.0, measured=True)  # nothing is typical: a ratio's own scatter, Student's t
@@ -34,8 +34,7 @@ class Ratio:
 
 def process(row: Row) -> tuple[Any, ...]:
     """What the rows of one process have in common, and those of no other."""
-    found = row.environment
-    return row.repeat, found.get("date"), found.get("gpu_uuid"), found.get("command")
+    return row.repeat, row.environment.get("command"), *worker(row)
 
 
 def samples_of(row: Row, kind: str) -> Samples:

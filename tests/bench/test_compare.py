@@ -17,6 +17,7 @@ from mamba3_bench.bench.records import Row, Samples, Times
 from mamba3_bench.bench.selftest import slower
 from mamba3_bench.bench.sides import NoRecords, load
 from mamba3_bench.bench.timing import summarise
+from mamba3_bench.reports import comparison
 
 PROBLEM = {"op": "decode", "B": 3, "N": 16, "dtype": "bfloat16", "lengths": None}
 GPU = {"gpu": "a GPU", "driver": "1", "packages": {"torch": "2"}, "commit": "abc"}
@@ -74,6 +75,21 @@ def test_more_shapes_need_more_evidence():
     new = [row(102.2, problem=p) for p in problems]
     assert only(old[:1], new[:1]).case == "slower"
     assert {line.case for line in compare([old], [new]).lines} == {"cannot tell"}
+
+
+def test_machines_are_compared_each_with_itself():
+    """Where the sides have one in common: its slowdown is not lost among the other's times."""
+    other = GPU | {"gpu": "another GPU"}
+    old = [row(100.0), row(130.0, environment=other)]
+    new = [row(105.0), row(136.5, environment=other)]
+    found = compare([old], [new])
+    assert [line.case for line in found.lines] == ["slower", "slower"]
+    assert [line.machine for line in found.lines] == ["a GPU", "another GPU"]
+    missing = compare([old], [new[:1]])
+    assert [line.case for line in missing.lines] == ["slower", "not measured"]
+    assert "on another GPU" in comparison.as_markdown(missing)
+    elsewhere = only(old[:1], new[1:])
+    assert (elsewhere.case, elsewhere.machine) == ("slower", "")
 
 
 def test_clocks_widen_the_interval_to_the_ratio_of_cycles():

@@ -10,7 +10,9 @@ from mamba3_bench.bench.grid import Axes, problems
 from mamba3_bench.bench.jobs import Entry, Job, Settings
 from mamba3_bench.bench.keys import key
 from mamba3_bench.bench.ledger import Ledger
+from mamba3_bench.bench.records import Times
 from mamba3_bench.bench.rows import blank_row
+from mamba3_bench.bench.timing import summarise
 
 BACKENDS = ("torch", "reference", "triton")
 ENVIRONMENT = {"device": "cpu"}
@@ -57,6 +59,22 @@ def planned(path, silent):
 def test_what_runs_again(planned, kind, statuses, again):
     """A contest is whole or done again; what was too hot for a time is tried again by itself."""
     assert planned(kind, statuses) == list(again)
+
+
+def test_times_of_two_workers_are_no_contest(path, silent):
+    """One of three was timed again and the run then ended: all are timed once more, together."""
+    (problem,) = problems(Axes())
+    settings, job = Settings("sweep"), Job(tuple(Entry(problem, name) for name in BACKENDS))
+    plan = Ledger(settings, path, silent).plan
+    for date, again in (("day 1", BACKENDS), ("day 2", BACKENDS[:1])):
+        for entry in job.entries:
+            if entry.backend in again:
+                entry = replace(entry, key=key(entry, settings, ENVIRONMENT))
+                row = blank_row(entry, settings, ENVIRONMENT | {"date": date}, job.match)
+                times = Times("cpu", None, summarise([9.0] * 8))
+                records.append(path, replace(row, status="ok", reason="", times=times))
+        left = [entry.backend for one in plan([job], ENVIRONMENT) for entry in one.entries]
+        assert left == ([] if date == "day 1" else list(BACKENDS))
 
 
 def test_packed_records_are_recorded(planned, path):
