@@ -24,7 +24,7 @@ from . import estimate
 from .estimate import Estimate, Noise, Point
 from .hardware import identity
 from .race import EQUAL, UNDECIDED
-from .records import TIMED, Row, Samples, Status, worker
+from .records import TIMED, Row, Samples, Status, machine, worker
 
 CONFIDENCE = 0.99
 REGISTERS = 65536  # of a block, on every GPU since 2014
@@ -374,8 +374,7 @@ def _by_gpu(rows: Sequence[Row]) -> list[list[Row]]:
     measured: dict[str, list[Row]] = {}
     for row in rows:
         if row.kind != "resources":
-            where = row.environment.get("gpu") or row.environment.get("cpu")
-            measured.setdefault(str(where), []).append(row)
+            measured.setdefault(machine(row), []).append(row)
     compiled = [row for row in rows if row.kind == "resources"]
     return [compiled + part for part in measured.values()] or [compiled]
 

@@ -151,6 +151,11 @@ UNREADABLE = (ValueError, TypeError, KeyError, AttributeError)
 BEGIN = b'{"backend": "'  # of every line: its names are sorted
 
 
+def machine(row: Row) -> str:
+    """The GPU of a row, or the processor where there is none."""
+    return str(row.environment.get("gpu") or row.environment.get("cpu"))
+
+
 def worker(row: Row) -> tuple[Any, Any]:
     """What the rows of one worker have in common: when it started, and its GPU."""
     return row.environment.get("date"), row.environment.get("gpu_uuid")

@@ -14,7 +14,7 @@ from ..kernels.family import ops
 from . import estimate, records
 from .axes import words
 from .estimate import Point
-from .records import Row, Samples
+from .records import Row, Samples, machine
 
 Kind = Literal["device", "cold", "warm", "host"]
 Run = Sequence[Row]  # of one record file
@@ -139,7 +139,7 @@ def namer(old: Sequence[Run], new: Sequence[Run], by_config: bool) -> Callable[[
     A field that the problems of one side alone have, with one value, is newer than the other side:
     it is left out. The machine counts where there are several and the sides have one in common.
     """
-    machines = [{_machine(row) for run in side for row in run if row.times} for side in (old, new)]
+    machines = [{machine(row) for run in side for row in run if row.times} for side in (old, new)]
     apart = len(machines[0] | machines[1]) > 1 and bool(machines[0] & machines[1])
     fields: dict[str, list[dict[str, set[str]]]] = {}
     for place, side in enumerate((old, new)):
@@ -160,15 +160,10 @@ def namer(old: Sequence[Run], new: Sequence[Run], by_config: bool) -> Callable[[
     def named(row: Row) -> Key:
         problem = {k: v for k, v in row.problem.items() if k not in ignored[row.op]}
         config = json.dumps(row.config, sort_keys=True) if by_config else ""
-        machine = _machine(row) if apart else ""
-        return row.op, row.backend, json.dumps(problem, sort_keys=True), config, machine
+        place = machine(row) if apart else ""
+        return row.op, row.backend, json.dumps(problem, sort_keys=True), config, place
 
     return named
-
-
-def _machine(row: Row) -> str:
-    """The GPU of a row, or the processor where there is none."""
-    return str(row.environment.get("gpu") or row.environment.get("cpu"))
 
 
 def grouped(runs: Sequence[Run], name: Callable[[Row], Key]) -> dict[Key, list[Row]]:
