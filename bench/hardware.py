@@ -79,7 +79,7 @@ def identity(found: dict[str, Any], op: str = "", backend: str = "") -> dict[str
     """
     part = {name: found.get(name) for name in IDENTITY}
     if (op, backend) in MODULES:
-        for compiler in compiler_versions().keys() - set(COMPILERS.get(backend, ())):
+        for compiler in set().union(*COMPILERS.values()) - {*COMPILERS.get(backend, ())}:
             del part[compiler]
         runs_on = ("torch", *packages_of(backend))
         versions = found.get("packages") or {}

@@ -40,7 +40,8 @@ def name_of(one: Decision) -> Name:
 def words(name: Name, among: Sequence[Decision]) -> str:
     """The name of a group of problems as it is printed, with its GPU if there are several."""
     gpu, op, backend, group = name
-    return f"{backend} {problem_name({'op': op} | json.loads(group))}{_where(str(gpu), among)}"
+    problem = problem_name({"op": op} | json.loads(group))
+    return f"{backend} {problem}{_where(gpu or 'a CPU', among)}"
 
 
 def names_of(decisions: Sequence[Decision]) -> list[str]:

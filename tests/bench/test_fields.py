@@ -220,6 +220,7 @@ def test_machines_are_named_where_there_are_several(numbers):
     assert " on " not in shipping.names_of(decisions[:1])[0]
     words = [shipping.words(name, decisions) for name in shipping.covers(decisions)]
     assert len(set(words)) == 2
+    assert [text.partition(" on ")[2] for text in words] == [tunings.GPU, "a CPU"]
     keys = re.findall(r"^    \('(.+?)', 'prefill'", export.triton_source(decisions), re.MULTILINE)
     assert keys == [tunings.GPU, "CPU (a cpu)"]
 
