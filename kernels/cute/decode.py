@@ -21,11 +21,11 @@ import torch
 from cutlass import Int32, Int64
 
 from ..call import Call, row_strides
-from ..errors import UnsupportedError
+from ..errors import OptionError, UnsupportedError
 from ..plans import Launch
 from ..pointers import Inputs, Params
 from ..problem import OPTIONAL, Problem
-from ..registry import COMPILE_ONLY, Resources, implements
+from ..registry import COMPILE_ONLY, Resources, config_name, implements
 from . import compile
 from .cuda_cores import CudaCoreStep
 from .step import WARP, Facts, Step
@@ -127,6 +127,20 @@ def kernel_of(facts: Facts, config: Config) -> Step:
 
 
 @cache
+def legal(problem: Problem) -> frozenset[Config]:
+    """What `configs` lists: another shape of a block leaves rows of h out."""
+    return frozenset(configs(problem, COMPILE_ONLY))
+
+
+def check_config(config: Config, problem: Problem) -> None:
+    """Raise OptionError for a config that the problem does not have."""
+    if config not in legal(problem):
+        expected = f"a shape of a block that divides {problem.P} x {problem.N}"
+        remedy = "choose one of `configs`, or none"
+        raise OptionError("config", expected, config_name(config), remedy)
+
+
+@cache
 def kept(facts: Facts, config: Config, target: str) -> Path:
     """The object file of the kernel for some facts, a config and a GPU."""
     kernel, arguments = kernel_of(facts, config), fake_arguments(facts)
@@ -169,6 +183,7 @@ def resources(problem: Problem, config: Config) -> list[Resources]:
 def launcher(call: Call, config: Config) -> Launch:
     """Compile, and keep what calls that differ in addresses alone have in common."""
     addresses(call)  # refused before anything is compiled
+    check_config(config, call.problem)
     rest, device = constants(call), call.y.device
     function = compiled(facts_of(call.problem), config, compile.target_of(device))
 

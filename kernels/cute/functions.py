@@ -30,16 +30,17 @@ def softplus(u):
     return cute.math.max(u, Float32(0.0)) + cute.math.log1p(cute.math.exp(-cute.math.abs(u)))
 
 
+def heavy_tail(u):
+    """1 + u from 0 on, else 1 / (1 - u)."""
+    return where(u >= 0.0, 1.0 + u, 1.0 / (1.0 - u))
+
+
 def decay_log(u, step, decay: str):
     """A D from the raw decay input u and the step size D; never positive."""
     if decay == "log_decay":
         return u
-    if decay == "heavy_tail":
-        low = 1.0 / (1.0 - cute.math.min(u, Float32(0.0)))
-        f = where(u >= 0.0, 1.0 + u, low)
-    else:
-        f = softplus(u)
-    return -cute.math.max(f, Float32(MIN_DECAY)) * step
+    f = heavy_tail(u) if decay == "heavy_tail" else softplus(u)
+    return -where(f < MIN_DECAY, MIN_DECAY, f) * step  # NaN stays, which a maximum would hide
 
 
 def advance(phi, step, theta):

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from ..call import Call
-from ..cases import REGIMES, make_call
+from ..cases import make_call
 from ..errors import OptionError
 from ..family import DTYPES, Family, HardCase
 from ..problem import OPTIONAL, Options, Problem
@@ -23,6 +23,7 @@ AXES = (
 MIMO = ("mimo_x", "mimo_z", "mimo_o")
 RAGGED = 67  # one token chunk of 64 and 3 tokens more
 CHUNKS = 197  # several chunks of 64 or 128 and a ragged one
+FAINT = 2.0**-9  # of numbers about 1: their mean square is then 0.4 eps
 PACKED = (5, 0, 67, 1)  # a sequence without tokens, and one of a single token
 
 
@@ -70,9 +71,13 @@ def problem(op: str, at: Mapping[str, Any]) -> Problem:
 
 @dataclass(frozen=True, slots=True)
 class Case(HardCase):
-    """A hard case in which one batch row may be padding."""
+    """A hard case, in which one batch row may be padding, every input may have memory and strides
+    of its own, and b and c may be faint at the start: as small as the eps of their norms, then 0.
+    """
 
     padding: bool = False
+    apart: bool = False
+    faint: bool = False
 
     def __str__(self) -> str:
         p = self.problem
@@ -81,6 +86,8 @@ class Case(HardCase):
         parts += ["with a state"] if p.has_state and p.op == "prefill" else []
         parts += [f"pool of {p.pool}"] if p.pool is not None else []
         parts += ["a padding row"] if self.padding else []
+        parts += ["inputs apart"] if self.apart else []
+        parts += ["faint b and c"] if self.faint else []
         return ", ".join(parts)
 
     def call(self, seed: int, device: torch.device) -> Call:
@@ -89,6 +96,14 @@ class Case(HardCase):
         if self.padding:
             assert call.state_indices is not None
             call.state_indices[1] = -1
+        if self.apart:
+            inputs = call.inputs.map(lambda _, t: t.clone(memory_format=torch.contiguous_format))
+            call = replace(call, inputs=inputs)
+        if self.faint:  # by rows of the batch in decode, else by tokens of each
+            for tensor in (call.inputs.b, call.inputs.c):
+                rows = tensor if self.problem.op == "decode" else tensor.transpose(0, 1)
+                rows[0] *= FAINT
+                rows[1] = 0
         return call
 
 
@@ -104,7 +119,10 @@ def hard_cases(problem: Problem) -> list[Case]:
     if problem.op == "decode":
         rows = replace(small, B=3)
         return [
-            *(Case(rows, regime) for regime in REGIMES),
+            Case(rows, "typical", faint=True),
+            Case(rows, "strong_decay", apart=True),
+            Case(rows, "weak_decay"),
+            Case(rows, "large_angles"),
             Case(replace(small, B=1), "typical"),
             Case(replace(rows, pool=5), "typical", padding=True),
         ]
@@ -116,8 +134,8 @@ def hard_cases(problem: Problem) -> list[Case]:
         Case(replace(carried, B=1, L=sum(beside), lengths=beside), "weak_decay"),
     ]
     return [
-        Case(replace(carried, B=2, L=CHUNKS), "typical"),
-        Case(replace(fresh, B=2, L=RAGGED), "strong_decay"),
+        Case(replace(carried, B=2, L=CHUNKS), "typical", faint=True),
+        Case(replace(fresh, B=2, L=RAGGED), "strong_decay", apart=True),
         Case(replace(carried, B=2, L=RAGGED), "weak_decay"),
         Case(replace(fresh, B=1, L=CHUNKS), "large_angles"),
         Case(replace(fresh, B=3, L=1), "typical"),

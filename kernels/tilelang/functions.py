@@ -19,7 +19,7 @@ def sequence(cu_seqlens, i_seq, L, packed):
 
 
 def turns_of(turns):
-    """Turns (float32) -> int32 in units of 2^-32 turns, whole turns dropped."""
+    """Turns (float32) -> int32 in units of 2^-32 turns, whole turns dropped; NaN -> some number."""
     part = (turns - T.floor(turns + 0.5)) * 4294967296.0
     return T.cast(T.min(part, 2147483520.0), "int32")  # the largest float32 below 2^31
 

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ..call import Call, token_stride
 from ..cases import make_call
+from ..config import check_choice, check_multiple
 from ..problem import Problem
 from ..registry import COMPILE_ONLY, Resources, implements, multiprocessors
 from . import compile
@@ -28,6 +29,9 @@ from .chunk import MOVERS
 from .facts import Facts, facts_of
 from .scan import scan_kernel
 from .states import states_kernel
+
+MOST_SEQUENCES = 65535  # the third dim of a grid
+REGISTERS = (0, *range(128, 241, 8))
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +44,11 @@ class Config:
     stages: int = 2  # chunks in shared memory at a time
     registers: int = 160  # of a thread that multiplies, the others share the rest; 0: all alike
 
+    def __post_init__(self) -> None:
+        check_choice("blocks", self.blocks, (1, 2, 3, 4))
+        check_choice("stages", self.stages, (1, 2, 3, 4))
+        check_choice("registers", self.registers, REGISTERS)
+
 
 def supports(problem: Problem, device: torch.device) -> str | None:
     """Why a problem is refused, or None."""
@@ -51,6 +60,8 @@ def supports(problem: Problem, device: torch.device) -> str | None:
         return f"P = {problem.P} is not 32, 64 or 128"
     if problem.dtype not in (torch.bfloat16, torch.float16):
         return "bfloat16 or float16: its products are those of 16-bit tensor cores"
+    if problem.sequences > MOST_SEQUENCES:
+        return f"{problem.sequences} sequences are more than {MOST_SEQUENCES}"
     if not compile.has_nvcc():
         return "TileLang needs nvcc: install the extra `tilelang`, or set CUDA_HOME"
     if device == COMPILE_ONLY:
@@ -166,7 +177,9 @@ def launches(call: Call, config: Config) -> Iterator[Launch]:
     p, inputs, params = call.problem, call.inputs, call.params
     facts, device, tokens = facts_of(p), inputs.x.device, p.B * p.L
     C, sequences = facts.C, p.sequences
-    longest = max(p.lengths) if p.lengths else p.L
+    longest = _longest(p)
+    check_multiple("piece", config.piece, C)
+    check_multiple("segment", config.segment, config.piece or C)
     rates = p.H if p.theta_per_head else 1
     slots = tokens // C + sequences
 

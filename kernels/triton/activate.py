@@ -7,7 +7,7 @@ and head. Computed once here, they cost the main kernel no barriers.
 import triton
 import triton.language as tl
 
-from .functions import cast, decay_log, dim_of, softplus, tanh
+from .functions import cast, decay_log, dim_of, greatest, softplus, tanh
 
 
 @triton.jit
@@ -40,6 +40,23 @@ def _step(dt, bias, m, STEP: tl.constexpr):
     if STEP == "softplus":
         step = tl.where(m, softplus(step + bias), 0.0)
     return step
+
+
+@triton.jit
+def _lost(
+    theta, m_t, h_0, S: tl.constexpr, W: tl.constexpr, C: tl.constexpr, RATES: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+):  # fmt: skip
+    """How many numbers of theta are NaN, for each token and head: (C, BLOCK_H)."""
+    o_s, o_h = tl.arange(0, W), tl.arange(0, BLOCK_H)
+    m = m_t[:, None] & (o_s < S)[None, :]
+    lost = tl.zeros((C, BLOCK_H), tl.int32)
+    for i in range(1 if RATES == 1 else BLOCK_H):
+        i_r = tl.minimum(h_0 + i, RATES - 1)
+        b_theta = tl.load(theta[:, None] + i_r * S + o_s[None, :], mask=m, other=0.0)
+        of_rate = tl.sum((b_theta != b_theta).to(tl.int32), 1)[:, None]
+        lost += tl.where((o_h == i)[None, :] | (RATES == 1), of_rate, 0)
+    return lost
 
 
 @triton.jit(do_not_specialize=("L", "T"))
@@ -78,7 +95,8 @@ def activate(
         p_rate = rate + (o_t[:, None] * RATES + i_r) * W + o_s[None, :]
         tl.store(p_rate, 0.5 * tanh(b_theta), mask=m_t[:, None])
     else:
-        o_h = (i_part - G - RATES) * BLOCK_H + tl.arange(0, BLOCK_H)
+        h_0 = (i_part - G - RATES) * BLOCK_H
+        o_h = h_0 + tl.arange(0, BLOCK_H)
         m_h = (o_h < H)[None, :]
         m = m_t[:, None] & m_h
         bias = tl.zeros((BLOCK_H,), tl.float32)
@@ -96,7 +114,10 @@ def activate(
         weight = gamma + ahead / (1.0 + tl.exp(b_lam))
         b_a = tl.load(a + o_t[:, None] * a_stride + o_h[None, :], mask=m, other=0.0).to(tl.float32)
         # e^-100 is zero in float32; the floor keeps differences of sums accurate after it
-        log_decay = tl.maximum(decay_log(b_a, step, DECAY), -100.0) * 1.4426950408889634
+        log_decay = greatest(decay_log(b_a, step, DECAY), -100.0) * 1.4426950408889634
+        # angles are integers, which cannot be NaN: the decay is, in their place
+        lost = _lost(theta + o_t * theta_stride, m_t, h_0, S, W, C, RATES, BLOCK_H)
+        log_decay = tl.where(lost > 0, float("nan"), log_decay)
         HT = tl.cast(T, tl.int64) * H
         p_gate = gates + o_h[None, :] * tl.cast(T, tl.int64) + o_t[:, None]
         tl.store(p_gate, step, mask=m)

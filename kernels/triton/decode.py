@@ -22,6 +22,7 @@ import triton.language as tl
 
 from ..call import Call, row_strides
 from ..cases import make_call
+from ..config import check_choice
 from ..pointers import Inputs, Params, State
 from ..problem import Problem
 from ..registry import COMPILE_ONLY, Resources, config_name, implements, multiprocessors
@@ -29,7 +30,8 @@ from . import compile
 from .angles import advance, cos_sin
 from .functions import INTERPRETED, cast, decay_log, exp, silu, softplus
 
-MAX_WARPS = 16
+WARPS = (1, 2, 4, 8, 16)
+RANKS = (1, 2, 4, 8)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +40,10 @@ class Config:
 
     warps: int
     unroll: int
+
+    def __post_init__(self) -> None:
+        check_choice("warps", self.warps, WARPS)
+        check_choice("unroll", self.unroll, RANKS)
 
 
 def configs(problem: Problem, device: torch.device) -> Iterable[Config]:
@@ -51,7 +57,7 @@ def configs(problem: Problem, device: torch.device) -> Iterable[Config]:
     """
     elements, programs = problem.P * problem.N, problem.B * problem.H
     few, more, many = (max(1, elements // (32 * each)) for each in (128, 64, 32))
-    if many > MAX_WARPS:
+    if many > max(WARPS):
         return [Config(few, 1)]
     found = [Config(few, 1), Config(more, 1), Config(many, 1)]
     if few > 2 and problem.R > 1 and problem.state_dtype == torch.float32:
@@ -71,9 +77,9 @@ def space(problem: Problem, device: torch.device) -> dict[str, Config]:
     elements = problem.P * problem.N
     found = [
         Config(warps, unroll)
-        for warps in (1, 2, 4, 8, 16)
+        for warps in WARPS
         if 8 <= elements // (32 * warps) <= 128
-        for unroll in (1, 2, 4, 8)
+        for unroll in RANKS
         if unroll <= problem.R
     ]
     return {config_name(config): config for config in found}
@@ -87,7 +93,7 @@ def supports(problem: Problem, device: torch.device) -> str | None:
         return f"N = {problem.N}: N in 16, 32, 64, 128, 256"
     if problem.P not in (32, 64, 128):
         return f"P = {problem.P}: P in 32, 64, 128"
-    if problem.R not in (1, 2, 4, 8):
+    if problem.R not in RANKS:
         return f"R = {problem.R}: R in 1, 2, 4, 8"
     if device.type not in ("cuda", COMPILE_ONLY.type) and not INTERPRETED:
         return "needs a CUDA device (or TRITON_INTERPRET=1 set before the import)"

@@ -3,6 +3,7 @@
 The interpreter (3.7.1) truncates when it rounds to bfloat16 and multiplies the bit patterns of
 bfloat16 operands; `cast` rounds to nearest even and `dot` multiplies the values.
 FAST picks the hardware's approximations, good to 2^-20 and so enough for 16-bit activations.
+Maxima and minima hand NaN on: the hardware's would take the other number and hide it.
 """
 
 import os
@@ -69,9 +70,21 @@ def silu(v, FAST: tl.constexpr):
 
 
 @triton.jit
+def greatest(u, floor):
+    """max(u, floor); NaN if u is."""
+    return tl.maximum(u, floor, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
+def least(u, ceiling):
+    """min(u, ceiling); NaN if u is."""
+    return tl.minimum(u, ceiling, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
 def exp(u):
     """e^u to one ulp: 2^n e^r with u = n log(2) + r. tl.exp loses a bit for each bit of n."""
-    u = tl.minimum(tl.maximum(u, -150.0), 150.0)  # 0 and infinity beyond
+    u = least(greatest(u, -150.0), 150.0)  # 0 and infinity beyond
     n = tl.floor(u * 1.4426950408889634 + 0.5)
     r = (u - n * 0.693115234375) - n * 3.194618329871446e-05  # log(2), 12 bits and the rest
     return tl.exp2(r * 1.4426950408889634) * tl.exp2(n)
@@ -104,16 +117,16 @@ def decay_log(u, step, DECAY: tl.constexpr):
     if DECAY == "log_decay":
         log_decay = u
     elif DECAY == "heavy_tail":
-        f = tl.where(u >= 0, 1.0 + u, 1.0 / (1.0 - tl.minimum(u, 0.0)))
-        log_decay = -tl.maximum(f, 1e-4) * step
+        f = tl.where(u >= 0, 1.0 + u, 1.0 / (1.0 - least(u, 0.0)))
+        log_decay = -greatest(f, 1e-4) * step
     else:
-        log_decay = -tl.maximum(softplus(u), 1e-4) * step
+        log_decay = -greatest(softplus(u), 1e-4) * step
     return log_decay
 
 
 @triton.jit
 def turns_of(t):
-    """t turns -> int32 in units of 2^-32 turns, whole turns dropped."""
+    """t turns -> int32 in units of 2^-32 turns, whole turns dropped; NaN -> some number."""
     t = (t - tl.floor(t + 0.5)) * 4294967296.0
     return tl.minimum(t, 2147483520.0).to(tl.int32)  # the largest float32 below 2^31
 

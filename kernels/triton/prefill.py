@@ -23,6 +23,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from ..call import Call, token_stride
 from ..cases import make_call
+from ..config import check_choice, check_multiple
 from ..problem import Problem
 from ..registry import COMPILE_ONLY, Resources, implements, multiprocessors
 from . import compile
@@ -42,6 +43,7 @@ from .functions import (
 )
 
 ACTIVATE_HEADS = 16  # heads of one program of `activate`
+MOST_SEQUENCES = 65535  # the second and third dims of a grid
 RUN_TIME = ("B", "L", "T", "piece", "segment")  # another value compiles nothing
 
 
@@ -55,6 +57,13 @@ class Config:
     num_warps: int = 4
     num_stages: int = 2
 
+    def __post_init__(self) -> None:
+        check_choice("chunk", self.chunk, (16, 32, 64, 128))
+        check_multiple("piece", self.piece, self.chunk)
+        check_multiple("segment", self.segment, self.piece or self.chunk)
+        check_choice("num_warps", self.num_warps, (1, 2, 4, 8, 16))
+        check_choice("num_stages", self.num_stages, (1, 2, 3, 4, 5))
+
 
 def supports(problem: Problem, device: torch.device) -> str | None:
     """Why a problem is refused, or None."""
@@ -66,6 +75,8 @@ def supports(problem: Problem, device: torch.device) -> str | None:
         return f"P = {problem.P} is not 32, 64 or 128"
     if problem.dtype == torch.float64:
         return "no float64: bfloat16, float16 or float32"
+    if problem.sequences > MOST_SEQUENCES:
+        return f"{problem.sequences} sequences are more than {MOST_SEQUENCES}"
     if device.type not in ("cuda", COMPILE_ONLY.type) and not INTERPRETED:
         return "needs a CUDA device (or TRITON_INTERPRET=1 set before the import)"
     return None
@@ -241,13 +252,13 @@ def _prefill(
 
     # S_0 = h_init + D_0 (1 - lam_0) x_init k_init^T
     if h_in is not None:
-        turns = turns_of(
-            tl.load(phi_in + row * S + o_s, mask=o_s < S, other=0.0) * 0.15915494309189535
-        )  # 1 / (2 pi)
+        phi = tl.load(phi_in + row * S + o_s, mask=o_s < S, other=0.0)
+        turns = turns_of(phi * 0.15915494309189535)  # 1 / (2 pi)
         p_first = gates - i_seg * segment
         m_first = first < stop
         ahead = tl.load(p_first, mask=m_first, other=0.0)
         ahead -= tl.load(p_first + HT, mask=m_first, other=0.0)
+        ahead += tl.where(m_first, 0.0 * tl.sum(phi, 0), 0.0)  # turns cannot be NaN
         b_x0 = ahead * tl.load(x_in + row * P + o_p).to(tl.float32)
         p_h0 = h_in + (row * P + o_p[:, None]) * N
         h_r = tl.load(p_h0 + d_r[None, :]).to(tl.float32)

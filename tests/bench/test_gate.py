@@ -306,6 +306,54 @@ def test_what_a_cut_forgets_is_seen_in_a_hard_case(two_rows, seed):
     assert Gate(call, seed).judge(forgetful(call, 256, 128)).status == "wrong"
 
 
+def one_stride(call):
+    """The call as a kernel sees it that reads every input with the token stride of x."""
+    lead = 1 if call.problem.op == "decode" else 2
+    stride = call.inputs.x.stride(lead - 1)
+
+    def misread(_, tensor):
+        rows, width = math.prod(tensor.shape[:lead]), math.prod(tensor.shape[lead:])
+        there = (rows - 1) * tensor.stride(lead - 1) + width
+        places = torch.arange(rows)[:, None] * stride + torch.arange(width)
+        return tensor.as_strided((there,), (1,))[places % there].view(tensor.shape)
+
+    return replace(call, inputs=call.inputs.map(misread))
+
+
+def no_eps(call):
+    """The call as a kernel sees it whose norms of b and c have no eps."""
+
+    def enlarged(name, tensor):
+        if name not in ("b", "c"):
+            return tensor
+        square = tensor.float().square().mean(-1, keepdim=True)
+        return (tensor * ((square + 1e-5) / square.clamp(min=1e-30)).sqrt()).to(tensor.dtype)
+
+    return replace(call, inputs=call.inputs.map(enlarged))
+
+
+def answered(call, misread):
+    """A clone of a call with the results of another one."""
+    mine, theirs = call.clone(), run(misread).outputs()
+    for name, result in mine.outputs().items():
+        result.copy_(theirs[name])
+    return mine
+
+
+@pytest.mark.parametrize("fault", [one_stride, no_eps])
+@pytest.mark.parametrize("problem", [PREFILL, DECODE], ids=str)
+def test_a_hard_case_shows_what_the_timed_problem_does_not(fault, problem, two_rows, seed):
+    """Inputs are slices of one projection with usual values there: a kernel that takes this for
+    granted is right."""
+    call = make_call(problem, seed)
+    assert Gate(call, seed).judge(answered(call, fault(call))).status == "ok"
+    verdicts = []
+    for case in hard_cases(problem):
+        call = case.call(seed, torch.device("cpu"))
+        verdicts.append(Gate(call, seed).judge(answered(call, fault(call))).status)
+    assert "wrong" in verdicts
+
+
 @pytest.mark.parametrize("backend", ["triton", "tilelang"])
 def test_every_cut_is_made_in_a_hard_case(backend):
     """No candidate cuts sequences at the tuned shape and never where the gate looks closely."""

@@ -118,6 +118,33 @@ def relative_errors() -> Callable[[Call, Call], dict[str, float]]:
 
 
 @pytest.fixture(scope="session")
+def check_nan() -> Callable[..., None]:
+    """Check a prefill kernel by NaN in one number of every input, at token 18, and of every state.
+
+    y and h must be NaN where the reference's are. A kernel may spoil earlier tokens, of the same
+    chunk, but no other head or batch row.
+    """
+
+    def check(call: Call, run: Callable[[Call], Call]) -> None:
+        assert call.state is not None
+        states = [(name, tensor[0]) for name, tensor in call.state.items()]
+        inputs = [(name, tensor[0, 18]) for name, tensor in call.inputs.items()]
+        for name, tensor in states + inputs:
+            number = tensor.view(-1)[:1]
+            kept = number.clone()
+            number.fill_(torch.nan)
+            ran, truth = run(call).results(), call.clone()
+            registry.get("prefill", "reference").run(truth, None)
+            number.copy_(kept)
+            for result, within in (("y", (1, 3)), ("state.h", (2, 3))):
+                expected, got = truth.results()[result].isnan(), ran[result].isnan()
+                assert got[expected].all(), f"{name} is not in {result}"
+                assert torch.equal(got.any(within), expected.any(within)), f"{name} in {result}"
+
+    return check
+
+
+@pytest.fixture(scope="session")
 def device() -> str:
     """Where kernels run: the GPU, or the CPU under an interpreter."""
     return "cuda" if torch.cuda.is_available() else "cpu"

@@ -99,6 +99,24 @@ def test_inputs_apart_and_unaligned(backend: str, device: str, seed: int, fresh:
             assert torch.equal(result, expected[name]), name
 
 
+@pytest.mark.parametrize("decay", ["heavy_tail", "softplus"])
+@pytest.mark.parametrize("backend", KERNELS)
+def test_nan_reaches_what_depends_on_it(
+    backend: str, decay: Any, device: str, seed: int, fresh: Fresh
+) -> None:
+    """NaN in any input or state is in the same results as in the reference's, and in no others."""
+    call = make_call(problem(options=Options(decay=decay)), seed, device)
+    assert call.state is not None
+    for name, tensor in [*call.inputs.items(), *call.state.items()]:
+        number = tensor[0].view(-1)[:1]
+        kept = number.clone()
+        number.fill_(torch.nan)
+        expected = fresh(call, "reference").results()
+        for result, got in fresh(call, backend).results().items():
+            assert torch.equal(got.isnan(), expected[result].isnan()), (name, result)
+        number.copy_(kept)
+
+
 @pytest.mark.parametrize("backend", KERNELS)
 def test_long_chain_of_angles(backend: str, device: str, rng: torch.Generator, step: Step) -> None:
     """Turns that add up over a chain leave rounding errors alone, no drift.

@@ -238,7 +238,7 @@ class Machine:
         if "rmi" in rest:
             value = np.floor(value)
         if "rzi" in rest:
-            value = np.trunc(value).astype(np.int64)
+            value = np.trunc(np.where(np.isnan(value), 0, value)).astype(np.int64)
         if "sat" in rest:
             value = np.nan_to_num(np.clip(value, 0, 1))
         if to.startswith(("f", "bf")):

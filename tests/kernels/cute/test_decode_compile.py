@@ -10,6 +10,7 @@ import torch
 
 from mamba3_bench.kernels import registry
 from mamba3_bench.kernels.cases import make_call
+from mamba3_bench.kernels.errors import OptionError
 from mamba3_bench.kernels.problem import OPTIONAL, Problem
 
 pytest.importorskip("cutlass", reason="needs nvidia-cutlass-dsl")
@@ -98,6 +99,17 @@ def test_compiled_kernels_are_found_on_disk(tmp_path: Path, monkeypatch: Any) ->
     assert {path.parent for path in files} == {tmp_path / "cute"}
     assert callable(compile.loaded(files[0]))
     assert sorted(tmp_path.rglob("*")) == sorted([tmp_path / "cute", *set(files)])  # no scratch
+
+
+@pytest.mark.parametrize("fields", [(96, 16, 4), (128, 16, 3), (128, 4, 4), (256, 16, 16)])
+def test_a_config_that_leaves_rows_out_is_refused(fields: tuple[int, int, int]) -> None:
+    """By an error, before anything is compiled."""
+    from mamba3_bench.kernels.cute import decode
+
+    call = make_call(problem(), 0)
+    with pytest.raises(OptionError, match=r"divides 64 x 128, got threads=\d+ bytes=\d+ rows=\d+"):
+        decode.launcher(call, decode.Config(*fields))
+    decode.check_config(decode.Config(128, 16, 4), call.problem)
 
 
 @pytest.mark.parametrize("state_dtype", [torch.float32, torch.bfloat16], ids=str)

@@ -3,7 +3,9 @@
 A compilation takes a quarter of a minute: what is known at run time is varied on one kernel.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -178,6 +180,22 @@ def test_cut_sequences(piece: int, segment: int, has_state: bool, seed: int) -> 
     for name in ("phi", "k", "x"):
         assert torch.equal(getattr(cut.final, name), getattr(whole.final, name)), name
     assert torch.equal(cut.y[:, :segment], whole.y[:, :segment])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    ("config", "decay", "theta_per_head"),
+    [({}, "heavy_tail", False), ({"piece": 16, "segment": 32}, "softplus", True)],
+    ids=str,
+)
+def test_nan_reaches_what_depends_on_it(
+    config: dict[str, int], decay: Any, theta_per_head: bool, seed: int,
+    check_nan: Callable[..., None],
+) -> None:  # fmt: skip
+    """NaN in any input or state is in y and h, whole or cut."""
+    options = Options(pairing="half", decay=decay)
+    case = problem(theta_per_head=theta_per_head, options=options)
+    check_nan(make_call(case, seed, "cuda"), partial(run, **config))
 
 
 @pytest.mark.gpu

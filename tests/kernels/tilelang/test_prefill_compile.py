@@ -9,6 +9,7 @@ import torch
 
 from mamba3_bench.kernels import registry
 from mamba3_bench.kernels.cases import make_call
+from mamba3_bench.kernels.errors import OptionError
 from mamba3_bench.kernels.problem import OPTIONAL, Options, Problem
 
 pytest.importorskip("tilelang", reason="needs tilelang")
@@ -51,6 +52,34 @@ def test_what_is_known_at_run_time_is_no_part_of_the_kernel() -> None:
     for fields in run_time:
         assert kernels(replace(case, **fields)) == kernels(case), fields
     assert kernels(replace(case, R=2)) != kernels(case)
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"piece": 24}, "piece: expected a multiple of 16 tokens, or 0 for all, got 24"),
+        ({"piece": 32, "segment": 48}, "segment: expected a multiple of 32 tokens"),
+        ({"segment": 8}, "segment: expected a multiple of 16 tokens"),
+        ({"blocks": 0}, "blocks: expected one of 1, 2, 3, 4, got 0"),
+        ({"stages": 5}, "stages: expected one of 1, 2, 3, 4, got 5"),
+        ({"registers": 100}, "registers: expected one of 0, 128, .*, 240, got 100"),
+    ],
+)
+def test_a_config_that_cuts_wrongly_is_refused(config: dict[str, int], said: str) -> None:
+    """By an error that names the field: the kernel would skip tokens. A chunk has 16 for R = 4."""
+    from mamba3_bench.kernels.tilelang import prefill
+
+    call = make_call(problem(), 0, "meta")
+    with pytest.raises(OptionError, match=f"config.{said}"):
+        list(prefill.launches(call, prefill.Config(**config)))
+
+
+def test_more_sequences_than_a_grid_has_are_refused() -> None:
+    """65535 rows of a batch are taken, one more is not."""
+    from mamba3_bench.kernels.tilelang import prefill
+
+    assert "65536 sequences" in str(prefill.supports(problem(B=65536), registry.COMPILE_ONLY))
+    assert "65535 sequences" not in str(prefill.supports(problem(B=65535), registry.COMPILE_ONLY))
 
 
 @needs_nvcc

@@ -14,6 +14,7 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 
 from mamba3_bench.kernels import registry
 from mamba3_bench.kernels.cases import make_call
+from mamba3_bench.kernels.errors import OptionError
 from mamba3_bench.kernels.problem import OPTIONAL, Problem
 from mamba3_bench.kernels.registry import COMPILE_ONLY
 from mamba3_bench.kernels.triton.compile import compile_kernel
@@ -68,6 +69,13 @@ def test_default_has_more_warps_where_each_program_has_an_sm() -> None:
     assert found[3, 1] == found[3, 4] == Config(warps=2, unroll=1)
     assert found[2, 1] == Config(warps=4, unroll=1)
     assert found[2, 4] == Config(warps=8, unroll=4)
+
+
+@pytest.mark.parametrize("field", ["warps", "unroll"])
+def test_a_config_of_three_is_refused(field: str) -> None:
+    """Warps and ranks come in powers of two."""
+    with pytest.raises(OptionError, match=f"config.{field}: expected one of 1, 2, 4, 8.*, got 3"):
+        Config(**({"warps": 2, "unroll": 1} | {field: 3}))
 
 
 def test_batch_and_heads_are_no_part_of_the_kernel() -> None:

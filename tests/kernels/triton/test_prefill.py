@@ -1,6 +1,8 @@
 """Prefill in Triton against the float64 recurrence, within the gate's bounds."""
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -229,6 +231,21 @@ def test_nan_stays_in_its_batch_row(bad: int, device: str, seed: int) -> None:
     others = [row for row in range(3) if row != bad]
     for name, tensor in ran.outputs().items():
         assert torch.equal(tensor[others], clean.outputs()[name][others]), name
+
+
+@interpreted
+@pytest.mark.parametrize(
+    ("config", "decay", "theta_per_head"),
+    [({}, "heavy_tail", False), ({"piece": 16, "segment": 16}, "softplus", True)],
+    ids=str,
+)
+def test_nan_reaches_what_depends_on_it(
+    config: dict[str, int], decay: Any, theta_per_head: bool, device: str, seed: int,
+    check_nan: Callable[..., None],
+) -> None:  # fmt: skip
+    """NaN in any input or state is in y and h, whole or cut."""
+    case = problem(theta_per_head=theta_per_head, options=Options(decay=decay))
+    check_nan(make_call(case, seed, device), partial(run, chunk=16, **config))
 
 
 def shifted(tensor: Tensor) -> Tensor:
