@@ -56,6 +56,8 @@ def prefill(
     and a new state.
     Where autograd records and a tensor requires grad, a backend is needed that has gradients:
     `auto` takes one and warns, another one refuses.
+    NaN reaches what depends on it; but TileLang, whose angles are integers, does not hand on that
+    of theta or of state.phi.
     Raises InputError for tensors that do not fit, UnsupportedError and BackendMissing for the
     backend. Values that an option promises (dt > 0, a <= 0) are looked at on the CPU; on a GPU,
     where reading them waits for the device, only in calls that are validated in full: the first of

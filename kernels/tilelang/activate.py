@@ -69,36 +69,6 @@ def normalise(facts, source, weight, target, weighted, part, slot, i_g, G, start
             T.stg128(target[part, slot, i_g, column, i_8 * 8], words_local[0])
 
 
-@T.macro
-def find_lost(theta, lost, i_h0, RATES, start, stop, S, C):
-    """lost (1), a register, becomes NaN if one of the numbers is that a thread past HEADS reads of
-    a chunk's theta, of the rates of the block's heads; past stop, those of the last token."""
-    tid, readers = T.get_thread_binding(0) - HEADS, THREADS - HEADS
-    for r in T.serial(T.min(RATES, HEADS)):
-        for step in T.unroll(T.ceildiv(S * C, readers), unroll_factor=8):
-            e = step * readers + tid
-            i_r, t = T.min(i_h0 + r, RATES - 1), T.min(start + e // S, stop - 1)
-            u = T.cast(theta[t, i_r * S + e % S], "float32")
-            lost[0] = T.if_then_else(T.isnan(u), u, lost[0])
-
-
-@T.macro
-def put_lost(theta, lost, gate_shared, i_h0, RATES, start, stop, S, C):
-    """Decays become NaN from the first token on that has NaN in theta: angles are integers, which
-    cannot be. lost: what `find_lost` found."""
-    tid, readers = T.get_thread_binding(0) - HEADS, THREADS - HEADS
-    if T.isnan(lost[0]):
-        for r in T.serial(T.min(RATES, HEADS)):
-            for step in T.unroll(T.ceildiv(S * C, readers), unroll_factor=1):
-                e = step * readers + tid
-                i_r, t = T.min(i_h0 + r, RATES - 1), T.min(start + e // S, stop - 1)
-                u = T.cast(theta[t, i_r * S + e % S], "float32")
-                if T.isnan(u):
-                    for j, i in T.grid(HEADS, C):
-                        if (RATES == 1 or j == r) and i >= e // S:
-                            gate_shared[3, j, i] = u
-
-
 def activate_kernel(facts: Facts):
     """One block per (chunk of a sequence, part): a group of b or c, a rate, or HEADS heads.
 
@@ -156,15 +126,13 @@ def activate_kernel(facts: Facts):
         with T.Kernel(chunks, 2 * G + RATES + T.ceildiv(H, HEADS), sequences, threads=THREADS) as (
             i_chunk, i_part, i_seq,
         ):  # fmt: skip
-            # 80 or 48 registers; chunks of 64 tokens leave an SM room for no more blocks
-            T.annotate_min_blocks_per_sm(6 if C == 64 else 10)
+            T.annotate_min_blocks_per_sm(10)  # 48 registers
             tid = T.get_thread_binding(0)
             first, stop = sequence(cu_seqlens, i_seq, L, packed)
             start = first + i_chunk * C
             slot = first // C + i_seq + i_chunk
             gate_shared = T.alloc_shared((4, HEADS, C + 1), "float32")  # a pad for the banks
             raw_local = T.alloc_local((together, 5), "float32")  # dt, lam, a; dt, lam ahead
-            lost = T.alloc_local((1,), "float32")
             total = T.alloc_local((1,), "float32")
             if start < stop:
                 if i_part < G:
@@ -222,16 +190,11 @@ def activate_kernel(facts: Facts):
                                 decay = T.max(decay_of(raw, step_size), -100.0) * LOG2_E
                                 gate_shared[3, j, i] = T.if_then_else(T.isnan(raw), raw, decay)
                     T.sync_threads()
-                    lost[0] = 0.0
                     if tid < HEADS:
                         total[0] = 0.0
                         for i in T.serial(C):
                             total[0] += gate_shared[3, tid, i]
                             gate_shared[3, tid, i] = total[0]
-                    else:
-                        find_lost(theta, lost, i_h0, RATES, start, stop, S, C)
-                    T.sync_threads()
-                    put_lost(theta, lost, gate_shared, i_h0, RATES, start, stop, S, C)
                     T.sync_threads()
                     for step in T.serial(HEADS * 4 * C // THREADS):
                         e = step * THREADS + tid

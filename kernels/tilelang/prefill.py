@@ -7,7 +7,8 @@
    the pieces before it), then chunk by chunk the output, with the state in registers.
 
 A chunk is 64 columns, (token, rank) pairs. Angles are int32 in units of 2^-32 turns: a sum wraps
-exactly where an angle does, and is the same wherever a sequence is cut.
+exactly where an angle does, and is the same wherever a sequence is cut. They cannot be NaN: that of
+theta or phi reaches no output, that of any other input does.
 Batch, length, heads and groups are run-time values: one compilation serves all.
 """
 

@@ -60,9 +60,7 @@ SCORES, OUTPUT, TURNED = 1, 2, 3  # named barriers
 
 
 @T.macro
-def begin(
-    facts, gates, phi_in, h_in, k_in, x_in, mimo_x, h_frag, i_seq, i_h, slot, empty, has_state
-):  # fmt: skip
+def begin(facts, gates, h_in, k_in, x_in, mimo_x, h_frag, i_seq, i_h, slot, empty, has_state):
     """The state before a sequence: S_0 = h_init + D_0 (1 - lam_0) sum_r x_init,r k_init,r^T."""
     R, P, N, S = facts.R, facts.P, facts.N, facts.S
     T.clear(h_frag)
@@ -70,9 +68,6 @@ def begin(
     if has_state != 0:
         if not empty:
             ahead = gates[slot, i_h, 0, 0] - gates[slot, i_h, 1, 0]
-            for s in T.serial(S):  # turns cannot be NaN
-                phi = phi_in[i_seq, i_h, s]
-                ahead = T.if_then_else(T.isnan(phi), phi, ahead)
         for p, n in T.Parallel(facts.rows, N):
             if p < P:
                 dim = dim_of(n, N, S, facts.half)
@@ -458,7 +453,7 @@ def scan_kernel(facts: Facts, blocks: int, stages: int, registers: int):
                     if has_d:
                         skip = d[i_h]
                     begin(
-                        facts, gates, phi_in, h_in, k_in, x_in, mimo_x, h_frag, i_seq, i_h,
+                        facts, gates, h_in, k_in, x_in, mimo_x, h_frag, i_seq, i_h,
                         first // C + i_seq, first >= stop, has_state,
                     )  # fmt: skip
                     carry(

@@ -192,10 +192,10 @@ def test_nan_reaches_what_depends_on_it(
     config: dict[str, int], decay: Any, theta_per_head: bool, seed: int,
     check_nan: Callable[..., None],
 ) -> None:  # fmt: skip
-    """NaN in any input or state is in y and h, whole or cut."""
+    """NaN in any input or state is in y and h, whole or cut; but for angles, which are integers."""
     options = Options(pairing="half", decay=decay)
     case = problem(theta_per_head=theta_per_head, options=options)
-    check_nan(make_call(case, seed, "cuda"), partial(run, **config))
+    check_nan(make_call(case, seed, "cuda"), partial(run, **config), without=("theta", "phi"))
 
 
 @pytest.mark.gpu
