@@ -8,9 +8,13 @@ not average out over them. So the unit is the process, and its median one observ
   processes tell it badly, and it differs between things (on an H100 from 0.01 % to 1 %), so each
   thing's own variance is drawn towards what is typical of all, as much as theirs agree with each
   other: empirical Bayes, Smyth 2004 (doi:10.2202/1544-6115.1027), and Student's t.
-- Where nothing was repeated, a scatter is assumed (ASSUMED), and an interval says so. To it comes
-  what the samples of the one process tell; those in a row are correlated, so the series is cut into
-  BLOCKS consecutive blocks and the scatter of their medians is taken (batch means).
+- A scatter is assumed (ASSUMED). Where nothing was repeated, it is all that is known, and an
+  interval says so. To it comes what the samples of the one process tell; those in a row are
+  correlated, so the series is cut into BLOCKS consecutive blocks and the scatter of their medians
+  is taken (batch means). The first repeat counts beside it: what is typical is drawn up to what is
+  assumed, as to one thing more, of PRIOR degrees of freedom; never down, so much scatter shows.
+- Few things agree by chance, and of many one may be unlike the others. So what is typical is worth
+  MOST degrees at the most beside a thing's own.
 
 Everything is on the logarithm of time: effects are ratios, and noise is a share of the time.
 """
@@ -26,10 +30,11 @@ from scipy.special import digamma, polygamma, stdtrit
 from .records import Samples
 
 BLOCKS = 10
-# Standard deviation of log medians between processes, where nothing was repeated. A CPU that does
+# Standard deviation of log medians between processes, before anything is repeated. A CPU that does
 # other work beside was seen to differ by 0.2 from minute to minute.
 ASSUMED = {"cuda": 0.005, "cpu": 0.2}
-ENOUGH = 5  # degrees of freedom, to believe an estimate and not ASSUMED
+PRIOR = 5  # degrees of freedom that ASSUMED is worth
+MOST = 8  # degrees of freedom that what is typical of all is worth beside a thing's own
 LEAST = 1e-5  # no median is known better: five digits are recorded
 
 
@@ -47,8 +52,8 @@ class Noise:
 
     sd: float  # of the logarithm of a median: 0.01 is about 1 %
     weight: float  # degrees of freedom that it is worth beside a thing's own
-    measured: bool  # from repeats: not assumed, and not given
-    degrees: float = math.inf  # of freedom of all repeats: nothing is known better than by them
+    measured: bool  # from repeats: not only assumed, and not given
+    degrees: float = math.inf  # of all repeats and PRIOR: nothing is known better than by them
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,9 +111,9 @@ def _batched(logs: Sequence[float]) -> float:
 def pool(sides: Iterable[Sequence[Point]], device: str) -> Noise:
     """What is typical of the scatter between processes, from all that was measured in several."""
     repeated = [points for points in sides if len(points) > 1]
-    degrees = [len(points) - 1 for points in repeated]
-    if sum(degrees) < ENOUGH:
+    if not repeated:
         return Noise(ASSUMED[device], math.inf, measured=False)
+    degrees = [len(points) - 1 for points in repeated]
     variances = [
         max(squares(points) / d, LEAST**2) for points, d in zip(repeated, degrees, strict=True)
     ]
@@ -117,14 +122,24 @@ def pool(sides: Iterable[Sequence[Point]], device: str) -> Noise:
         math.log(v) - digamma(d / 2) + math.log(d / 2)
         for v, d in zip(variances, degrees, strict=True)
     ]
-    mean = statistics.fmean(logs)
-    left = -statistics.fmean(float(polygamma(1, d / 2)) for d in degrees)
+    chance = [_trigamma(d / 2) for d in degrees]  # the variance of each
+    sure = [1 / one for one in chance]
+    log = statistics.fmean(logs, sure)
+    left = -statistics.fmean(chance)
     left += statistics.variance(logs) if len(logs) > 1 else 0.0
-    if left <= 0:  # no more scatter than chance: all have one variance
-        return Noise(math.exp(mean / 2), math.inf, measured=True, degrees=sum(degrees))
-    weight = 2 * inverse_trigamma(left)
-    log = mean + digamma(weight / 2) - math.log(weight / 2)
-    return Noise(math.exp(log / 2), weight, measured=True, degrees=sum(degrees))
+    weight = math.inf  # no more scatter than chance: all have one variance
+    if left > 0:
+        weight = 2 * inverse_trigamma(left)
+        log += digamma(weight / 2) - math.log(weight / 2)
+    within = statistics.fmean(one.variance for points in repeated for one in points)
+    assumed = math.log(ASSUMED[device] ** 2 + within)
+    if log < assumed:
+        log = statistics.fmean([log, assumed], [math.fsum(sure), 1 / _trigamma(PRIOR / 2)])
+    return Noise(math.exp(log / 2), min(weight, MOST), True, sum(degrees) + PRIOR)
+
+
+def _trigamma(x: float) -> float:
+    return float(polygamma(1, x))
 
 
 def squares(points: Sequence[Point]) -> float:
@@ -153,8 +168,6 @@ def _variance(sides: Sequence[Sequence[Point]], noise: Noise) -> tuple[float, fl
     if not noise.measured:
         within = statistics.fmean(one.variance for side in sides for one in side)
         return noise.sd**2 + within, math.inf
-    if math.isinf(noise.weight):
-        return noise.sd**2, noise.degrees
     found = math.fsum(squares(side) for side in sides)
     degrees = noise.weight + own
     return (noise.weight * noise.sd**2 + found) / degrees, min(degrees, noise.degrees)
@@ -164,7 +177,7 @@ def inverse_trigamma(value: float) -> float:
     """x with trigamma(x) = value, by Newton's method on 1 / trigamma, which is nearly straight."""
     x = 0.5 + 1 / value
     for _ in range(50):
-        at = float(polygamma(1, x))
+        at = _trigamma(x)
         step = at * (1 - at / value) / float(polygamma(2, x))
         x += step
         if abs(step) < 1e-9 * x:

@@ -52,11 +52,11 @@ def notes(found: Comparison) -> list[str]:
     ]
     for device, noise in found.noise.items():
         source = (
-            "typical of the repeats, each shape's own counts too"
+            "typical of the repeats, of few with what is assumed; each shape's own counts too"
             if noise.measured
             else "given"
             if asked.noise is not None
-            else "assumed, too little was repeated: sweep with --repeat, or --noise, "
+            else "assumed, nothing was repeated: sweep with --repeat, or --noise, "
             "which a selftest measures"
         )
         said.append(f"Scatter between processes on {device}: {noise.sd:.2%}, {source}.")

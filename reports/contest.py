@@ -37,9 +37,7 @@ def _scatter(contest: Contest) -> str:
     if contest.noise.measured:
         typical = f"typically {100 * contest.noise.sd:.2g} % on {contest.device}"
         return f"What differs between processes is in the interval: {typical}."
-    if contest.processes == 1:
-        return ALONE
-    return "The interval of a ratio of a few processes is of what differs between these."
+    return ALONE
 
 
 def title(contest: Contest) -> str:

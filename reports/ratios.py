@@ -5,7 +5,7 @@ taken turn by turn, within one process; the median is what that process says. Wh
 share does not average out over them, so the process is the unit (see bench/estimate.py):
 
 - The scatter between processes is pooled over all ratios of a report, and then counts for those of
-  one process too. Where there is too little to pool, a ratio of several processes has its own.
+  one process too.
 - Of one process alone and with nothing to pool, the interval tells the doubt of its turns and no
   more: the means of consecutive blocks of them scatter so much.
 """
@@ -20,7 +20,6 @@ from ..bench.estimate import BLOCKS, Estimate, Noise, Point, estimate, paired
 from ..bench.records import Row, Samples, worker
 
 CONFIDENCE = 0.95
-OWN = Noise(0.0, 0.0, measured=True)  # nothing is typical: a ratio's own scatter, Student's t
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +67,7 @@ def ratio(found: Sequence[tuple[Samples, Samples]], noise: Noise) -> Ratio | Non
     told = points(found)
     value = math.exp(statistics.fmean(point.log_us for point in told))
     if noise.measured or len(told) > 1:
-        known = estimate(told, noise if noise.measured else OWN)
+        known = estimate(told, noise)
     else:
         blocks = min(BLOCKS, len(found[0][0].values) // 2)
         if blocks < 2:

@@ -205,12 +205,12 @@ def noisy(rng, between, shapes, processes, ratio=1.0):
 
 @pytest.mark.parametrize(
     ("ratio", "threshold", "case", "at_least"),
-    [(1.0, 0.02, "same", 0.95), (1.01, 0.02, "slower", 0.0), (1.01, 0.005, "slower", 0.7),
+    [(1.0, 0.02, "same", 0.95), (1.01, 0.02, "slower", 0.0), (1.01, 0.005, "slower", 0.55),
      (1.03, 0.02, "slower", 0.95), (1 / 1.03, 0.02, "faster", 0.95)],
 )  # fmt: skip
 def test_error_rates_with_repeats(ratio, threshold, case, at_least, seed):
     """Three processes a side, 0.3 % between them, ten shapes: planted differences are found; 1 %,
-    four standard errors, in three shapes of four, by intervals that hold for all ten together.
+    four standard errors, in more than half of them, by intervals that hold for all ten together.
 
     False differences, in the wrong direction or where there is none, come in at most 5 % of whole
     comparisons (and three standard errors of 60 of them).

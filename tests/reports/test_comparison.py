@@ -31,7 +31,7 @@ def test_terminal(found):
     assert order == sorted(order)
     assert "y | is [red]off[/]" in text
     assert re.search(r"slower +prefill +triton +B5 +50 +75 +1\.500 +1\.\d+ to 1\.\d+ +1755", text)
-    assert "assumed, too little was repeated: sweep with --repeat, or --noise" in text
+    assert "assumed, nothing was repeated: sweep with --repeat, or --noise" in text
     assert "prefill triton: 0.909 times OLD's time, geometric mean over 3 of 3 shapes" in text
     assert text.rstrip().endswith(
         "5 shapes, NEW against OLD: 1 wrong, 1 not measured, 1 slower, 1 faster, 1 same."

@@ -206,7 +206,7 @@ def test_repeats_are_one_line(make_row) -> None:
     assert line["cold_us"] == pytest.approx((9 * 10 * 12) ** (1 / 3))
     assert (line["cold_samples"], line["cold_dropped"]) == (150, 6)
     assert line["cold_low_us"] < line["cold_us"] < line["cold_high_us"]
-    # two degrees of freedom are not believed: the scatter is assumed, and more processes help
+    # what they scatter by is typical of the other line, too, and more processes help
     width = table["cold_high_us"] / table["cold_low_us"]
     assert width[0] < width[1]
 
