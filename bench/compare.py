@@ -21,7 +21,7 @@ from functools import partial
 from typing import Any, Literal, Self, get_args
 
 from . import estimate
-from .estimate import Noise, Point
+from .estimate import Noise
 from .records import TIMED, Row
 from .sides import Kind, Timed, distinct, grouped, namer, timed
 
@@ -183,13 +183,10 @@ def compare(
 
 def _noise(duels: Iterable[Duel], asked: Asked) -> dict[str, Noise]:
     """The noise between processes, by device."""
-    sides: dict[str, list[list[Point]]] = {}
-    for duel in duels:
-        for side in duel.times or ():
-            sides.setdefault(side.device, []).append(side.points)
+    sides = [(side.device, side.points) for duel in duels for side in duel.times or ()]
     if asked.noise is not None:
-        return {device: Noise(asked.noise, math.inf, measured=False) for device in sides}
-    return {device: estimate.pool(points, device) for device, points in sides.items()}
+        return {device: Noise(asked.noise, math.inf, measured=False) for device, _ in sides}
+    return estimate.pools(sides)
 
 
 def _line(duel: Duel, noise: dict[str, Noise], asked: Asked, judged: int) -> Line | None:

@@ -138,6 +138,14 @@ def pool(sides: Iterable[Sequence[Point]], device: str) -> Noise:
     return Noise(math.exp(log / 2), min(weight, MOST), True, sum(degrees) + PRIOR)
 
 
+def pools(sides: Iterable[tuple[str, Sequence[Point]]]) -> dict[str, Noise]:
+    """The same for each device, from what was measured by it: one tells nothing of another."""
+    found: dict[str, list[Sequence[Point]]] = {}
+    for device, points in sides:
+        found.setdefault(device, []).append(points)
+    return {device: pool(known, device) for device, known in found.items()}
+
+
 def _trigamma(x: float) -> float:
     return float(polygamma(1, x))
 

@@ -8,11 +8,10 @@ from typing import Any
 
 import pandas as pd
 
-from ..bench.estimate import Noise
 from ..bench.records import Row, Samples
 from ..kernels.registry import INTERPRETERS
 from .limits import error_ratio, limit, matmul_dtype
-from .repeats import Measured, merged, noise_of
+from .repeats import Measured, Scatter, merged, noise_of
 
 DIMS = ("B", "L", "H", "G", "P", "N", "R", "S")
 DTYPES = ("dtype", "state_dtype")
@@ -92,7 +91,7 @@ def flat(row: Row) -> dict[str, Any]:
     return line
 
 
-def _known(line: Measured, noise: dict[str, Noise]) -> dict[str, float | None]:
+def _known(line: Measured, noise: Scatter) -> dict[str, float | None]:
     """How often a line was measured, and the ends of its intervals."""
     found: dict[str, float | None] = {"repeats": line.repeats}
     for kind in TIMES:

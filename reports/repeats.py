@@ -9,13 +9,14 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ..bench.estimate import Noise, Point, estimate, point, pool
+from ..bench.estimate import Noise, Point, estimate, point, pools
 from ..bench.records import Row, Samples, Times
 
 KINDS = ("cold", "warm", "host")
 CONFIDENCE = 0.95
 # What repeats of one thing share; the rest of the environment belongs to a process.
 SHARED = ("device", "gpu", "driver", "cuda", "python", "packages", "commit", "dirty")
+Scatter = dict[str, dict[str, Noise]]  # between processes: by kind of time, then by device
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,11 +27,12 @@ class Measured:
     repeats: int
     points: dict[str, list[Point]]  # by kind of time, one for each process
 
-    def interval(self, kind: str, noise: dict[str, Noise]) -> tuple[float, float] | None:
+    def interval(self, kind: str, noise: Scatter) -> tuple[float, float] | None:
         """Lower and upper end in microseconds of the CONFIDENCE interval of the median."""
-        if not self.points.get(kind):
+        if self.row.times is None or not self.points.get(kind):
             return None
-        return estimate(self.points[kind], noise[kind]).interval(CONFIDENCE)
+        found = noise[kind][self.row.times.device]
+        return estimate(self.points[kind], found).interval(CONFIDENCE)
 
 
 def merged(rows: Iterable[Row]) -> list[Measured]:
@@ -47,12 +49,14 @@ def merged(rows: Iterable[Row]) -> list[Measured]:
     return [_measured(group) for group in groups.values()]
 
 
-def noise_of(lines: Sequence[Measured]) -> dict[str, Noise]:
-    """The scatter between processes by kind of time; assumed where nothing was repeated."""
-    timed = [line for line in lines if line.row.times]
-    devices = {line.row.times.device for line in timed if line.row.times}
-    device = "cuda" if devices == {"cuda"} else "cpu"
-    return {kind: pool([line.points.get(kind, []) for line in timed], device) for kind in KINDS}
+def noise_of(lines: Sequence[Measured]) -> Scatter:
+    """The scatter between processes; assumed where nothing was repeated."""
+    return {
+        kind: pools(
+            (line.row.times.device, line.points.get(kind, [])) for line in lines if line.row.times
+        )
+        for kind in KINDS
+    }
 
 
 def _measured(rows: Sequence[Row]) -> Measured:

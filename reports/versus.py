@@ -98,10 +98,7 @@ def contests(rows: Iterable[Row]) -> list[Contest]:
         parts = _made_alike(mine)
         met = [_match(part) for part in parts]
         found += [(name, len(parts) > 1, one) for one in met if one is not None]
-    sides: dict[str, list[list[Point]]] = {}
-    for _, _, one in found:
-        sides.setdefault(one.timer, []).extend(one.sides())
-    noise = {timer: estimate.pool(known, timer) for timer, known in sides.items()}
+    noise = estimate.pools((one.timer, side) for _, _, one in found for side in one.sides())
     return [_contest(name, one, several, noise[one.timer]) for name, several, one in found]
 
 

@@ -4,7 +4,7 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import pandas as pd
 import pytest
@@ -178,6 +178,37 @@ def test_fastest_config_stands_for_a_backend(make_row) -> None:
     assert (average.timed, average.shapes) == (1, 1)
 
 
+def at(commit: str, day: int) -> dict[str, Any]:
+    """The environment of a run of a commit on a day."""
+    return {"gpu": "Made-up GPU", "commit": commit, "date": f"2026-01-{day:02}"}
+
+
+def test_an_average_is_of_the_last_commit(make_row) -> None:
+    """What an earlier commit was faster at does not count, in whatever order the rows come; a
+    rival that was run before alone is the same still."""
+    rows = [
+        make_row(cold=5.0, environment=at("new", 3), config={"block_l": 32}),
+        make_row(cold=4.0, environment=at("new", 3), config={"block_l": 64}),
+        make_row(cold=2.0, environment=at("old", 2)),
+        make_row("torch", cold=8.0, environment=at("old", 2)),
+    ]
+    found = {average.backend: average for average in averages(frame(rows))}
+    assert found["triton"].mean_us == pytest.approx(4.0)
+    assert found["torch"].relative == pytest.approx(2.0)
+
+
+@pytest.mark.parametrize(("status", "mean"), [("run-failed", None), ("ok", 2.0), ("skipped", 2.0)])
+def test_a_commit_that_fails_has_no_average(make_row, status, mean) -> None:
+    """One that was only checked, or not run, leaves the time of the commit before."""
+    rows = [
+        make_row(cold=2.0, environment=at("old", 2)),
+        make_row(status=status, environment=at("new", 3)),
+        make_row("torch", cold=4.0, environment=at("old", 2)),
+    ]
+    found = {average.backend: average for average in averages(frame(rows))}
+    assert found["triton"].mean_us == mean
+
+
 def test_machines_differ_by_what_is_fixed(make_row, record) -> None:
     """Two runs on one machine are one entry with both dates; another driver is another entry."""
     from mamba3_bench.reports.machines import machines
@@ -209,6 +240,22 @@ def test_repeats_are_one_line(make_row) -> None:
     # what they scatter by is typical of the other line, too, and more processes help
     width = table["cold_high_us"] / table["cold_low_us"]
     assert width[0] < width[1]
+
+
+@pytest.mark.parametrize("repeats", [1, 3])
+def test_a_cpu_in_the_report_does_not_blur_a_gpu(make_row, repeats) -> None:
+    """Each has the scatter of its own: with or without the other the intervals are the same."""
+
+    def rows(backend: str, us: tuple[float, ...], **fields: Any) -> list[Row]:
+        taken = enumerate(us[:repeats])
+        return [replace(make_row(backend, **fields, warm=one), repeat=i) for i, one in taken]
+
+    gpu = rows("triton", (10.0, 10.01, 10.02))
+    cpu = rows("torch", (900.0, 1300.0, 700.0), timer="cpu", environment={"cpu": "Made-up"})
+    ends = ["warm_low_us", "warm_high_us", "host_low_us", "host_high_us"]
+    both = frame([*gpu, *cpu])[ends]
+    assert both.iloc[0].tolist() == frame(gpu)[ends].iloc[0].tolist()
+    assert both.iloc[1].tolist() == frame(cpu)[ends].iloc[0].tolist()
 
 
 def test_a_repeat_that_failed_is_a_line_of_its_own(make_row) -> None:
