@@ -9,6 +9,7 @@ import pandas as pd
 
 from .frame import DIMS, DTYPES
 
+UNTOLD = ("ok", "inaccurate", "skipped", "throttled")  # say nothing of a kernel without a time
 GROUP = ("device", "op", *DTYPES)
 
 
@@ -34,8 +35,9 @@ class Average:
 def averages(table: pd.DataFrame) -> list[Average]:
     """Every backend of every group of one device, op and dtypes that has a time.
 
-    A group uses cold times if it has any, else warm ones. Of several configs the fastest counts.
-    Rivals are the backends with at least one time; one without is listed with no mean.
+    A group uses cold times if it has any, else warm ones. Of several commits the one counts that a
+    backend ran last at a shape, with a time or a failure; of several configs the fastest. Rivals
+    are the backends with at least one time; one without is listed with no mean.
     """
     found = []
     for names, group in table.groupby(list(GROUP), dropna=False, sort=True):
@@ -46,8 +48,7 @@ def averages(table: pd.DataFrame) -> list[Average]:
 
 
 def _group(names: dict[str, str], group: pd.DataFrame, kind: str) -> list[Average]:
-    timed = group[group[f"{kind}_us"].notna()]
-    timed = timed.assign(shape=timed.apply(shape_of, axis=1))
+    timed = _latest(group.assign(shape=group.apply(shape_of, axis=1)), kind)
     times = timed.pivot_table(index="shape", columns="backend", values=f"{kind}_us", aggfunc="min")
     common = times.dropna()
     means = np.exp(np.log(common).mean()) if len(common) else pd.Series(dtype=float)
@@ -71,6 +72,17 @@ def _group(names: dict[str, str], group: pd.DataFrame, kind: str) -> list[Averag
             )
         )
     return found
+
+
+def _latest(group: pd.DataFrame, kind: str) -> pd.DataFrame:
+    """The rows with a time, of the last commit of each backend and shape: none if it failed."""
+    timed = group[f"{kind}_us"].notna()
+    ran = group[timed | ~group["status"].isin(UNTOLD)]
+    made = ran["commit"].map(str) + ran["dirty"].map(str)
+    dated = ran.assign(made=made, date=ran["date"].fillna("")).sort_values("date", kind="stable")
+    last = dated.groupby(["backend", "shape"])["made"].transform("last")
+    kept = dated.index[dated["made"] == last]
+    return group[timed & group.index.isin(kept)]
 
 
 def shape_of(line: "pd.Series[Any]") -> str:
