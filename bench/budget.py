@@ -5,7 +5,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-from .records import UNREADABLE, typed
+from .parts import typed
+from .records import UNREADABLE
 
 FILE = "selftest.json"
 SENSITIVE = 0.001  # threshold when the question is what can be seen at all

@@ -12,12 +12,11 @@ import os
 import zlib
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
-from functools import cache
 from pathlib import Path
-from types import UnionType
-from typing import Any, BinaryIO, Literal, Self, get_args, get_origin, get_type_hints
+from typing import Any, BinaryIO, Literal, Self, get_args
 
 from ..kernels.errors import printable
+from .parts import Environment, Kernel, Place, Problem, typed
 
 Status = Literal[
     "ok",  # right, and timed unless the run was a check only
@@ -29,6 +28,8 @@ Status = Literal[
     "throttled",  # the GPU was too hot for a time: the next run tries again
     "wrong",
 ]
+Device = Literal["cuda", "cpu"]
+DEVICES: tuple[Device, ...] = get_args(Device)
 TIMED: tuple[Status, ...] = ("ok", "inaccurate")
 
 
@@ -79,11 +80,15 @@ class Samples:
 class Times:
     """What one call costs: device times by CUDA graph replay, or by the clock on a CPU."""
 
-    device: Literal["cuda", "cpu"]
+    device: Device
     cold: Samples | None  # inputs and states larger than twice the L2 between repeats
     warm: Samples | None  # the same buffers again and again
     host: Samples | None = None  # host time of one eager call
     sm_clock_mhz: float | None = None  # median over the samples
+
+    def __post_init__(self) -> None:
+        if self.device not in DEVICES:
+            raise ValueError(f"device: expected one of {DEVICES}, got {self.device!r}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +145,14 @@ class Row:
                 if times.get(name) is not None:
                     times[name] = Samples.from_dict(times[name])
             raw["times"] = Times(**typed(Times, times))
-        return cls(**typed(cls, raw))
+        typed(cls, raw)
+        typed(Problem, raw["problem"], "problem")
+        typed(Environment, raw["environment"], "environment")
+        if raw.get("place") is not None:
+            typed(Place, raw["place"], "place")
+        for kernel in raw.get("resources", ()):
+            typed(Kernel, kernel, "resources")
+        return cls(**raw)
 
     def to_json(self) -> str:
         """One line, without its newline."""
@@ -159,28 +171,6 @@ def machine(row: Row) -> str:
 def worker(row: Row) -> tuple[Any, Any]:
     """What the rows of one worker have in common: when it started, and its GPU."""
     return row.environment.get("date"), row.environment.get("gpu_uuid")
-
-
-def typed(cls: type, raw: dict[str, Any]) -> dict[str, Any]:
-    """The fields of a dataclass as they are; raises TypeError for one of another type."""
-    for name, kinds in _kinds(cls).items():
-        if name in raw and not isinstance(raw[name], kinds):
-            names = " or ".join(kind.__name__ for kind in kinds)
-            raise TypeError(f"{name}: expected {names}, got {type(raw[name]).__name__}")
-    return raw
-
-
-@cache
-def _kinds(cls: type) -> dict[str, tuple[type, ...]]:
-    """What each field may be; a float may be whole, and words are judged elsewhere."""
-    found = {}
-    for name, hint in get_type_hints(cls).items():
-        parts = get_args(hint) if isinstance(hint, UnionType) else (hint,)
-        kinds = [get_origin(part) or part for part in parts]
-        found[name] = tuple(str if kind is Literal else kind for kind in kinds)
-        if float in kinds:
-            found[name] += (int,)
-    return found
 
 
 def append(path: Path, row: Row) -> None:

@@ -155,7 +155,8 @@ def dtype_of(problem: dict[str, Any]) -> str:
     """`bf16`, `fp32`, ..., or `tf32`."""
     if problem.get("option.matmul") == "tf32":
         return "tf32"
-    return SHORT[problem["dtype"]]
+    name: str = problem["dtype"]
+    return SHORT.get(name, name)
 
 
 def problem_name(problem: dict[str, Any]) -> str:

@@ -140,12 +140,12 @@ def _match(rows: Sequence[Row]) -> Match | None:
         contenders.setdefault(key, []).append(row)
     if not any(row.rival for row in rows) and len({row.op for row in rows}) == 1:
         return None
+    cold = all(row.times.cold for row in rows if row.times and row.times.warm)
+    kind = "cold" if cold else "warm"
     timed = {
-        key: [row for row in mine if row.times and (row.times.cold or row.times.warm)]
+        key: [row for row in mine if row.times and getattr(row.times, kind)]
         for key, mine in contenders.items()
     }
-    cold = all(row.times and row.times.cold for mine in timed.values() for row in mine)
-    kind = "cold" if cold else "warm"
     times = {key: _median(mine, kind) for key, mine in timed.items() if mine}
     medians = {key: times[key] for key in sorted(times, key=lambda key: times[key])}
     ours: dict[str, str] = {}  # problem -> the fastest of ours

@@ -19,7 +19,10 @@ from mamba3_bench.bench.sides import NoRecords, load
 from mamba3_bench.bench.timing import summarise
 from mamba3_bench.reports import comparison
 
-PROBLEM = {"op": "decode", "B": 3, "N": 16, "dtype": "bfloat16", "lengths": None}
+PROBLEM = {
+    "op": "decode", "B": 3, "L": 1, "H": 2, "P": 64, "N": 16, "dtype": "bfloat16",
+    "state_dtype": "float32", "has_state": True, "lengths": None,
+}  # fmt: skip
 GPU = {"gpu": "a GPU", "driver": "1", "packages": {"torch": "2"}, "commit": "abc"}
 
 

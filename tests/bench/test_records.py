@@ -11,16 +11,21 @@ from mamba3_bench.bench import records
 from mamba3_bench.bench.records import Error, Row, Samples, Times
 
 TIMES = Times("cuda", Samples(5.5, 5.25, 6.0, 40, 3), Samples(4.5, 4.0, 4.75, 40), None, 1755.0)
+PROBLEM = {
+    "op": "prefill", "B": 2, "L": 9, "H": 4, "P": 64, "N": 16, "dtype": "bfloat16",
+    "state_dtype": "float32", "has_state": False, "lengths": None, "optional": ["z"],
+}  # fmt: skip
+KERNEL = {"kernel": "prefill", "registers": 255, "spills": 0, "shared": 9, "threads": 128}
 
 
 def make_row(key="k", **fields):
     """A right, timed row with something in every field."""
     usual = {
         "key": key, "op": "prefill", "backend": "triton", "status": "ok", "reason": "",
-        "problem": {"B": 2, "lengths": None, "optional": ["z"]}, "config": {"chunk": 64},
+        "problem": PROBLEM, "config": {"chunk": 64},
         "seed": 3, "bytes": 10**12, "flops": 7, "environment": {"gpu": None, "copy": {"a": 1}},
         "errors": {"y": Error(1e-3, 2e-3, 0.1, 0.3)}, "times": TIMES, "compile_s": 0.25,
-        "resources": [{"kernel": "prefill", "registers": 255}],
+        "resources": [KERNEL],
     }  # fmt: skip
     return Row(**{**usual, **fields})
 
@@ -189,6 +194,21 @@ def test_a_broken_line_inside_is_an_error(path):
         ("key", [], "key: expected str, got list"),
         ("bytes", "many", "bytes: expected int, got str"),
         ("compile_s", {}, "compile_s: expected float or NoneType or int, got dict"),
+        ("problem", {}, "problem.B: is missing"),
+        ("problem", PROBLEM | {"L": "x"}, "problem.L: expected int, got str"),
+        (
+            "problem",
+            PROBLEM | {"lengths": [1, None]},
+            "problem.lengths: expected int, got NoneType",
+        ),
+        ("environment", {"gpu": 1}, "environment.gpu: expected str or NoneType, got int"),
+        ("environment", {"ceilings": {"copy": "x"}}, "environment.ceilings: expected float or int"),
+        ("environment", {"packages": {"torch": 2}}, "environment.packages: expected str, got int"),
+        ("place", {}, "place.index: is missing"),
+        ("place", {"index": 0, "of": 2, "names": [1]}, "place.names: expected str, got int"),
+        ("resources", [1], "resources: expected dict, got int"),
+        ("resources", [KERNEL | {"spills": None}], "resources.spills: expected int, got NoneType"),
+        ("times", {"device": "tpu", "cold": None, "warm": None}, "device: expected one of"),
     ],
 )
 def test_a_field_of_another_type_is_an_error(path, field, value, says):
