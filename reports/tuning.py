@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from textwrap import fill
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -12,7 +13,6 @@ from matplotlib.lines import Line2D
 from ..bench import shipping
 from ..bench.cover import WITHIN, Cover
 from ..bench.fields import Candidate, Decision
-from ..bench.show import problem_name
 from .ink import COLOURS, GREY, Drawing, legend, log_ticks, panels, save, style
 from .limits import error_ratio
 from .page import data_uri
@@ -37,6 +37,7 @@ LOOKS = {
     "out of the race": (GREY, "."),
     "not right or not run": (COLOURS[1], "x"),
 }
+COLUMN = 64  # characters of a title that the width of a figure has
 LOWEST, HIGHEST = 1e-3, 1e3  # ratios of error to bound are drawn between these
 
 
@@ -51,9 +52,9 @@ def write(decisions: Sequence[Decision], out: Path) -> Path:
     out.mkdir(parents=True, exist_ok=True)
     fields, names = [], shipping.names_of(decisions)
     for number, (one, name) in enumerate(zip(decisions, names, strict=True), 1):
-        drawing = scatter(one, f"tuning-{number}")
-        image = data_uri(save(drawing, out / "figures")) if drawing else ""
         title = f"{one.field.backend} {name}"
+        drawing = scatter(one, f"tuning-{number}", title)
+        image = data_uri(save(drawing, out / "figures")) if drawing else ""
         ordered = sorted(one.field.candidates, key=_order)
         fields.append(_Field(title, image, [cells(one, each) for each in ordered]))
     environment = Environment(
@@ -159,7 +160,7 @@ def worst(one: Candidate) -> float | None:
     return max(ratios, default=None)
 
 
-def scatter(decision: Decision, name: str) -> Drawing | None:
+def scatter(decision: Decision, name: str, title: str) -> Drawing | None:
     """Error over bound against time, every candidate that was compared; None without any."""
     points = []
     for one in decision.field.candidates:
@@ -191,8 +192,8 @@ def scatter(decision: Decision, name: str) -> Drawing | None:
         if label in kinds
     ]
     legend(figure, entries)
-    title = f"{decision.field.backend} {problem_name(decision.field.problem)}"
-    return Drawing(name, title, "", figure, pd.DataFrame(points)).named(name, title, "")
+    drawing = Drawing(name, title, "", figure, pd.DataFrame(points))
+    return drawing.named(name, fill(title, COLUMN), "")
 
 
 def _config(one: Candidate) -> str:

@@ -11,6 +11,7 @@ import pytest
 from mamba3_bench.bench import export, shipping
 from mamba3_bench.bench.fields import decide, read
 from mamba3_bench.bench.race import UNDECIDED
+from mamba3_bench.reports import tuning
 
 spec = importlib.util.spec_from_file_location("tunings", Path(__file__).with_name("tunings.py"))
 tunings = importlib.util.module_from_spec(spec)
@@ -223,6 +224,21 @@ def test_machines_are_named_where_there_are_several(numbers):
     assert [text.partition(" on ")[2] for text in words] == [tunings.GPU, "a CPU"]
     keys = re.findall(r"^    \('(.+?)', 'prefill'", export.triton_source(decisions), re.MULTILINE)
     assert keys == [tunings.GPU, "CPU (a cpu)"]
+
+
+def test_figures_name_their_machine(numbers, tmp_path, monkeypatch):
+    """A figure is looked at by itself: it says of which machine it is where there are several."""
+    drawn = []
+
+    def save(drawing, folder):
+        drawn.append(" ".join(drawing.figure.get_suptitle().split()))
+        return original(drawing, folder)
+
+    original = tuning.save
+    monkeypatch.setattr(tuning, "save", save)
+    decisions = decide(read(two_machines(numbers)))
+    tuning.write(decisions, tmp_path)
+    assert [title.partition(" on ")[2] for title in drawn] == [tunings.GPU, "CPU (a cpu)"]
 
 
 @pytest.mark.parametrize("older", [{"source": "other"}, {"seed": 1}, {"driver": "570.1"}], ids=str)
