@@ -8,10 +8,12 @@
 - Host time is the time until an eager call returns, with the queue drained before and nothing
   waited for inside.
 - A CPU has no cold number: its caches are shared with everything else, and no size is known
-  that would empty them.
+  that would empty them. The samples of a call have the same inputs, so what remembers them is found
+  afterwards, on inputs that change from call to call.
 """
 
 import gc
+import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -30,6 +32,8 @@ TICK_S = 1e-3  # of a CPU sample: a thousand times the resolution of its clock a
 COUNT = (10, 200)  # fewest and most samples of a device time
 CPU_COUNT = (5, 200)
 HOST_COUNT = (10, 100)
+RENEWED = 3  # times that inputs change to and fro, and the quickest launch counts
+REMEMBERED = 5.0  # as long, and it was answered from memory: of 192 calls on a busy CPU 1.8 at most
 HOST_S = 0.1  # spent on host times
 
 
@@ -73,6 +77,7 @@ class CpuBench:
     def __init__(self) -> None:
         """Begin with no contender; a state updated in place moves on with every run."""
         self.bounds: list[Bound] = []
+        self._seen: dict[int, float] = {}  # by index: the median of its last lap, in seconds
         self._calls: dict[int, tuple[Call, Call]] = {}  # by the first's identity: it and its clone
 
     def add(
@@ -100,6 +105,8 @@ class CpuBench:
                 for i in order(len(bounds), turn):
                     seconds = self._seconds(bounds[i], repeats[i])
                     spent[i].append(seconds * 1e6 / repeats[i])
+        for i, samples in zip(indices, spent, strict=True):
+            self._seen[i] = statistics.median(samples) / 1e6
         return spent
 
     def times(self, samples: Sequence[float]) -> Times:
@@ -107,14 +114,31 @@ class CpuBench:
         return Times("cpu", None, summarise(samples))
 
     def recheck(self, index: int, fresh: Gate, *, rival: bool = False) -> Verdict:
-        """Judge what an implementation makes of other inputs in the timed buffers."""
+        """Judge what an implementation makes of other inputs in the timed buffers, and whether it
+        takes much longer for them than for those of the call before."""
         bound = self.bounds[index]
         restore(bound.call, fresh.pristine)
         bound.call.poison()
         bound.refresh()
         bound.launch()
         bound.collect()
-        return fresh.judge(bound.call, rival=rival)
+        verdict = fresh.judge(bound.call, rival=rival)
+        times = self._renewed(bound, fresh.pristine) / self._seen[index]
+        if verdict.status == "wrong" or times < REMEMBERED:
+            return verdict
+        reason = f"on inputs that differ from those before it takes {times:.0f} times as long"
+        return Verdict("wrong", f"{reason}: what was timed remembers its last call", verdict.errors)
+
+    def _renewed(self, bound: Bound, other: Call) -> float:
+        """The least seconds of a launch whose inputs are not those of the launch before."""
+        timed = next(pristine for pristine, call in self._calls.values() if call is bound.call)
+        spent = []
+        for _ in range(RENEWED):
+            for source in (timed, other):
+                restore(bound.call, source)
+                bound.refresh()
+                spent.append(self._seconds(bound, 1))
+        return min(spent)
 
     def _seconds(self, bound: Bound, repeats: int) -> float:
         start = time.perf_counter()

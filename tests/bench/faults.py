@@ -130,6 +130,20 @@ def remembers(call, memory={}):  # noqa: B006 - remembers its answers
         tensor.copy_(memory[call.problem][name])
 
 
+@plant("prefill", "remembers_the_last")
+def remembers_the_last(call, memory={}):  # noqa: B006 - remembers its answer
+    """Gives the answer of the call before where the inputs are those of the call before."""
+    outputs = call.outputs()
+    inputs = [tensor for name, tensor in call.tensors().items() if name not in outputs]
+    last, answer = memory.get(call.problem, ([], {}))
+    if not last or not all(map(torch.equal, inputs, last)):
+        honest(call)
+        answer = {name: tensor.clone() for name, tensor in outputs.items()}
+        memory[call.problem] = [tensor.clone() for tensor in inputs], answer
+    for name, tensor in outputs.items():
+        tensor.copy_(answer[name])
+
+
 @plant("prefill", "tires")
 def tires(call, calls={}):  # noqa: B006 - counts its calls
     """Right twice on each problem, as often as a gate asks, and wrong from then on."""

@@ -54,6 +54,7 @@ FAULTS = {  # by kernel: status, and what the reason says
     "writes_nothing": ("wrong", r"^y: 1704 of 1704 elements not finite"),
     "writes_once": ("wrong", r"^two runs on the same inputs differ in y, state.phi, state.h"),
     "remembers": ("wrong", r"^after timing: y: relative L2 error 1\.\d+ \(bound"),
+    "remembers_the_last": ("wrong", r"^after timing: on inputs that differ .* its last call$"),
     "tires": ("wrong", r"^after timing: y: relative L2 error 0\.\d+ \(bound"),
     "clobbers_input": ("wrong", r"^changed inputs\.x, inputs\.b, .*, which it may only read$"),
     "clobbers_param": ("wrong", r"^changed params.d, which it may only read$"),
