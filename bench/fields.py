@@ -197,7 +197,10 @@ class Field:
 
     @property
     def machine(self) -> tuple[str, str]:
-        """What keeps the time, `cuda` or `cpu`, and the name of the GPU or processor."""
+        """What keeps the time, `cuda` or `cpu`, and the name of the GPU or processor; none yet where
+        all is compiled and nothing raced."""
+        if all(row.kind == "resources" for one in self.candidates for row in one.rows):
+            return "cuda", ""
         known = self.environment
         device = "cpu" if known.get("device") == "cpu" else "cuda"
         return device, str(known.get("gpu") or f"CPU ({known.get('cpu')})")

@@ -53,7 +53,8 @@ def names_of(decisions: Sequence[Decision]) -> list[str]:
 
 
 def _where(machine: str, among: Sequence[Decision]) -> str:
-    return f" on {machine}" if len({one.field.machine for one in among}) > 1 else ""
+    several = len({one.field.machine for one in among if one.field.machine[1]}) > 1
+    return f" on {machine}" if several and machine else ""
 
 
 def files(decisions: Sequence[Decision]) -> dict[str, dict[str, Any]]:

@@ -60,7 +60,7 @@ def write(decisions: Sequence[Decision], out: Path) -> Path:
     environment = Environment(
         loader=PackageLoader(__package__), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
-    machines = list(dict.fromkeys(one.field.machine for one in decisions))
+    machines = list(dict.fromkeys(one.field.machine for one in decisions if one.field.machine[1]))
     page = environment.get_template("tuning.html").render(
         machine=", ".join(name for _, name in machines),
         cpu=any(device == "cpu" for device, _ in machines),

@@ -226,6 +226,17 @@ def test_machines_are_named_where_there_are_several(numbers):
     assert keys == [tunings.GPU, "CPU (a cpu)"]
 
 
+def test_what_is_only_compiled_is_of_no_machine_yet(numbers):
+    """A tuning that was ended before its second shape names no CPU, which did not run it either."""
+    compiled = {"resources": [{"kernel": "k"}]}
+    later = candidate(0, 100, numbers, tunings.problem(L=512), **compiled)[:1]
+    cpu = tunings.ENVIRONMENT | {"device": "cpu", "gpu": None}
+    rows = [*candidate(0, 100, numbers), replace(later[0], environment=cpu)]
+    decisions = decide(read(rows))
+    assert [one.field.machine[1] for one in decisions] == [tunings.GPU, ""]
+    assert not any(" on " in name for name in shipping.names_of(decisions))
+
+
 def test_figures_name_their_machine(numbers, tmp_path, monkeypatch):
     """A figure is looked at by itself: it says of which machine it is where there are several."""
     drawn = []
