@@ -197,8 +197,8 @@ class Field:
 
     @property
     def machine(self) -> tuple[str, str]:
-        """What keeps the time, `cuda` or `cpu`, and the name of the GPU or processor; none yet where
-        all is compiled and nothing raced."""
+        """What keeps the time, `cuda` or `cpu`, and the name of the GPU or processor; none where
+        nothing is raced yet."""
         if all(row.kind == "resources" for one in self.candidates for row in one.rows):
             return "cuda", ""
         known = self.environment

@@ -228,8 +228,7 @@ def test_machines_are_named_where_there_are_several(numbers):
 
 def test_what_is_only_compiled_is_of_no_machine_yet(numbers):
     """A tuning that was ended before its second shape names no CPU, which did not run it either."""
-    compiled = {"resources": [{"kernel": "k"}]}
-    later = candidate(0, 100, numbers, tunings.problem(L=512), **compiled)[:1]
+    later = candidate(0, 100, numbers, tunings.problem(L=512), resources=[kernel()])[:1]
     cpu = tunings.ENVIRONMENT | {"device": "cpu", "gpu": None}
     rows = [*candidate(0, 100, numbers), replace(later[0], environment=cpu)]
     decisions = decide(read(rows))
