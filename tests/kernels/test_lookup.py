@@ -106,7 +106,7 @@ def test_elsewhere_the_default(here, shape, says):
 
 def test_another_gpu_or_none(here):
     """Winners are a GPU's own."""
-    assert "was not tuned for NVIDIA H200" in choice(problem(8, 1024), "NVIDIA H200")[1].why
+    assert "was not tuned for another GPU" in choice(problem(8, 1024), "another GPU")[1].why
     assert choice(problem(8, 1024), None)[1].why == "no GPU"
 
 
