@@ -11,6 +11,7 @@
 
 import argparse
 import json
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import replace
@@ -335,8 +336,11 @@ def in_words(cover: Cover) -> str:
     if not cover.held_out:
         return f"{text}; one shape says nothing of others"
     worst = max(cover.held_out, key=lambda shape: cover.held_out[shape])
+    where = f"B = {worst[0]}, L = {worst[1]}"
+    if math.isinf(cover.held_out[worst]):
+        return f"{text}; left out, {where} would get the default, which has no time there"
     mean = sum(cover.held_out.values()) / len(cover.held_out)
     return (
         f"{text}; on shapes left out {mean:.1%} on average, {cover.held_out[worst]:.1%} at worst "
-        f"(B = {worst[0]}, L = {worst[1]})"
+        f"({where})"
     )

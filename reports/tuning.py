@@ -105,13 +105,14 @@ def winner_cells(one: Decision, name: str) -> list[str]:
 def cover_cells(name: str, cover: Cover) -> list[str]:
     """The line of a group of problems."""
     held_out = list(cover.held_out.values())
+    known = bool(held_out) and all(map(math.isfinite, held_out))  # the default has a time at each
     return [
         name,
         str(len(cover.chosen)),
         "; ".join(cover.rules),
         f"{max(cover.regret.values()):.1%}",
-        f"{sum(held_out) / len(held_out):.1%}" if held_out else "",
-        f"{max(held_out):.1%}" if held_out else "",
+        f"{sum(held_out) / len(held_out):.1%}" if known else "",
+        f"{max(held_out):.1%}" if known else "",
     ]
 
 

@@ -3,6 +3,8 @@
 import pytest
 
 from mamba3_bench.bench.cover import WITHIN, cover
+from mamba3_bench.bench.tune import in_words
+from mamba3_bench.reports.tuning import cover_cells
 
 
 def test_one_rule_where_one_will_do():
@@ -61,3 +63,12 @@ def test_many_rules_are_found_one_by_one():
     found = cover(times)
     assert set(found.rules) == set(names)
     assert max(found.regret.values()) == 0
+
+
+def test_a_default_without_a_time_has_no_regret():
+    """In print nothing is infinite: it is said where the look-up would run what is not right."""
+    found = cover({(1, 512): {"default": 1.0, "a": 0.8}, (8, 512): {"a": 1.0}})
+    assert in_words(found).endswith(
+        "left out, B = 8, L = 512 would get the default, which has no time there"
+    )
+    assert cover_cells("some", found)[-2:] == ["", ""]
