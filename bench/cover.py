@@ -34,6 +34,15 @@ class Cover:
     regret: dict[Shape, float]  # of the rule chosen, over the best there is
     held_out: dict[Shape, float]  # the same where the shape had no part in the choice
 
+    @property
+    def unseen(self) -> tuple[float, float] | None:
+        """Mean and largest regret of shapes left out; None of one shape alone, or where one would
+        get what has no time there."""
+        regrets = list(self.held_out.values())
+        if not regrets or math.isinf(max(regrets)):
+            return None
+        return statistics.fmean(regrets), max(regrets)
+
 
 def cover(times: Times) -> Cover:
     """The cover of some shapes, of which each has a time of some rule."""

@@ -3,7 +3,6 @@
 import fcntl
 import json
 import os
-import statistics
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -53,8 +52,12 @@ def names_of(decisions: Sequence[Decision]) -> list[str]:
 
 
 def _where(machine: str, among: Sequence[Decision]) -> str:
-    several = len({one.field.machine for one in among if one.field.machine[1]}) > 1
-    return f" on {machine}" if several and machine else ""
+    return f" on {machine}" if machine and len(machines(among)) > 1 else ""
+
+
+def machines(decisions: Sequence[Decision]) -> list[tuple[str, str]]:
+    """What the fields were raced on: `cuda` or `cpu`, and the name."""
+    return list(dict.fromkeys(one.field.machine for one in decisions if one.field.machine[1]))
 
 
 def files(decisions: Sequence[Decision]) -> dict[str, dict[str, Any]]:
@@ -101,12 +104,12 @@ def _table(one: Decision) -> dict[str, Any]:
 
 
 def _figures(rules: Cover) -> dict[str, Any]:
-    held_out = list(rules.held_out.values())
+    mean, worst = map(_share, rules.unseen) if rules.unseen is not None else (None, None)
     return {
         "rules": list(rules.rules),
         "worst_regret": _share(max(rules.regret.values())),
-        "held_out_worst": _share(max(held_out)) if held_out else None,
-        "held_out_mean": _share(statistics.fmean(held_out)) if held_out else None,
+        "held_out_worst": worst,
+        "held_out_mean": mean,
     }
 
 

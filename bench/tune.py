@@ -11,7 +11,6 @@
 
 import argparse
 import json
-import math
 import random
 from collections.abc import Sequence
 from dataclasses import replace
@@ -337,10 +336,7 @@ def in_words(cover: Cover) -> str:
         return f"{text}; one shape says nothing of others"
     worst = max(cover.held_out, key=lambda shape: cover.held_out[shape])
     where = f"B = {worst[0]}, L = {worst[1]}"
-    if math.isinf(cover.held_out[worst]):
+    if cover.unseen is None:
         return f"{text}; left out, {where} would get the default, which has no time there"
-    mean = sum(cover.held_out.values()) / len(cover.held_out)
-    return (
-        f"{text}; on shapes left out {mean:.1%} on average, {cover.held_out[worst]:.1%} at worst "
-        f"({where})"
-    )
+    mean, most = cover.unseen
+    return f"{text}; on shapes left out {mean:.1%} on average, {most:.1%} at worst ({where})"

@@ -60,7 +60,7 @@ def write(decisions: Sequence[Decision], out: Path) -> Path:
     environment = Environment(
         loader=PackageLoader(__package__), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
-    machines = list(dict.fromkeys(one.field.machine for one in decisions if one.field.machine[1]))
+    machines = shipping.machines(decisions)
     page = environment.get_template("tuning.html").render(
         machine=", ".join(name for _, name in machines),
         cpu=any(device == "cpu" for device, _ in machines),
@@ -104,15 +104,12 @@ def winner_cells(one: Decision, name: str) -> list[str]:
 
 def cover_cells(name: str, cover: Cover) -> list[str]:
     """The line of a group of problems."""
-    held_out = list(cover.held_out.values())
-    known = bool(held_out) and all(map(math.isfinite, held_out))  # the default has a time at each
     return [
         name,
         str(len(cover.chosen)),
         "; ".join(cover.rules),
         f"{max(cover.regret.values()):.1%}",
-        f"{sum(held_out) / len(held_out):.1%}" if known else "",
-        f"{max(held_out):.1%}" if known else "",
+        *(("", "") if cover.unseen is None else (f"{regret:.1%}" for regret in cover.unseen)),
     ]
 
 

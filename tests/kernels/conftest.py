@@ -10,13 +10,14 @@ import importlib.util
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from mamba3_bench.kernels import registry
 from mamba3_bench.kernels.call import Call
@@ -118,26 +119,36 @@ def relative_errors() -> Callable[[Call, Call], dict[str, float]]:
 
 
 @pytest.fixture(scope="session")
-def check_nan() -> Callable[..., None]:
+def spoil() -> Callable[..., Iterator[str]]:
+    """NaN in the first number of some named tensors in turn; each has it while its name is out."""
+
+    def each(tensors: Iterable[tuple[str, Tensor]]) -> Iterator[str]:
+        for name, tensor in tensors:
+            number = tensor.view(-1)[:1]
+            kept = number.clone()
+            number.fill_(torch.nan)
+            yield name
+            number.copy_(kept)
+
+    return each
+
+
+@pytest.fixture(scope="session")
+def check_nan(run: Callable[..., Call], spoil: Callable[..., Iterator[str]]) -> Callable[..., None]:
     """Check a prefill kernel by NaN in one number of every input, at token 18, and of every state.
 
     y and h must be NaN where the reference's are. A kernel may spoil earlier tokens, of the same
     chunk, but no other head or batch row. `without`: names that the kernel does not hand on.
     """
 
-    def check(call: Call, run: Callable[[Call], Call], without: Sequence[str] = ()) -> None:
+    def check(call: Call, ran: Callable[[Call], Call], without: Sequence[str] = ()) -> None:
         assert call.state is not None
         states = [(name, tensor[0]) for name, tensor in call.state.items()]
         inputs = [(name, tensor[0, 18]) for name, tensor in call.inputs.items()]
-        for name, tensor in [each for each in states + inputs if each[0] not in without]:
-            number = tensor.view(-1)[:1]
-            kept = number.clone()
-            number.fill_(torch.nan)
-            ran, truth = run(call).results(), call.clone()
-            registry.get("prefill", "reference").run(truth, None)
-            number.copy_(kept)
+        for name in spoil(each for each in states + inputs if each[0] not in without):
+            mine, truth = ran(call).results(), run(call, "reference").results()
             for result, within in (("y", (1, 3)), ("state.h", (2, 3))):
-                expected, got = truth.results()[result].isnan(), ran[result].isnan()
+                expected, got = truth[result].isnan(), mine[result].isnan()
                 assert got[expected].all(), f"{name} is not in {result}"
                 assert torch.equal(got.any(within), expected.any(within)), f"{name} in {result}"
 
