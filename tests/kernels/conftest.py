@@ -156,6 +156,26 @@ def check_nan(run: Callable[..., Call], spoil: Callable[..., Iterator[str]]) -> 
 
 
 @pytest.fixture(scope="session")
+def check_still() -> Callable[..., None]:
+    """Check that a prefill hands on angles that nothing turns, or rounds them up as often as down.
+
+    The call's theta is set to 0; its state has many angles, for the mean of their errors.
+    """
+
+    def check(call: Call, ran: Callable[[Call], Call]) -> None:
+        assert call.state is not None
+        call.inputs.theta.zero_()
+        final = ran(call).final
+        assert final is not None
+        turns = (final.phi.double() - call.state.phi.double()) / (2 * torch.pi)
+        error = (turns - turns.round()) * 2 * torch.pi
+        assert float(error.abs().max()) < 5e-7  # one step of float32 at 2 pi
+        assert float(error.mean().abs()) < 1e-8  # rounded down, 4e-8
+
+    return check
+
+
+@pytest.fixture(scope="session")
 def device() -> str:
     """Where kernels run: the GPU, or the CPU under an interpreter."""
     return "cuda" if torch.cuda.is_available() else "cpu"
