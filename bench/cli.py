@@ -32,7 +32,7 @@ COMPARE_EPILOG = """verdicts and exit codes, the worst one counts:
   13  not measured  worked in OLD, and in NEW fails, is missing, or has no time
   14  wrong         the result of NEW is outside its bound
 same, faster and cannot tell end with 0, unless --pass says otherwise; 2 is for bad arguments,
-3 if the sides have no shape in common, 1 for any other error.
+3 if OLD has nothing to compare, 1 for any other error.
 
 examples:
   mamba3-bench compare runs/old runs/new
@@ -345,7 +345,11 @@ def _run_options(command: argparse.ArgumentParser, out: str | None) -> None:
         metavar="N",
         help="of inputs and of the rows verified; 64 bits (0)",
     )
-    run.add_argument("--retry", action="store_true", help="run again what failed before")
+    run.add_argument(
+        "--retry",
+        action="store_true",
+        help="run again what did not compile or run before; what was wrong stays so",
+    )
     run.add_argument(
         "--timeout",
         type=seconds,

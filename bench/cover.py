@@ -2,15 +2,16 @@
 
 A rule is a config by a name that means the same in every shape. The times of all rules at all
 shapes of a group of problems are known from the races. The cover is the smallest set of rules of
-which one is within WITHIN of the best at each shape. A shape that was not tuned gets what the
-look-up finds (`kernels/lookup.py`): the rule of the nearest that was, or the default far from all.
-How well that does is measured by leaving out each shape in turn: its regret is the time of what the
-others would give it, over the best one's, less 1.
+which one is within WITHIN of the best at each shape. A rule that failed at one shape, by a wrong
+result or in its run, is none for any: between the tuned shapes nobody looked. A shape that was not
+tuned gets what the look-up finds (`kernels/lookup.py`): the rule of the nearest that was, or the
+default far from all. How well that does is measured by leaving out each shape in turn: its regret
+is the time of what the others would give it, over the best one's, less 1.
 """
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -20,6 +21,7 @@ from ..kernels.registry import DEFAULT
 from .fields import Candidate, Decision
 
 WITHIN = 0.03
+FAULTS = ("correctness", "runtime", "timeout")  # outcomes that say that a rule may not be trusted
 EXHAUSTIVE = 3  # rules: sets up to this size are all tried, then rules are added one by one
 
 Times = Mapping[Shape, Mapping[str, float]]  # of each rule, over the default's
@@ -44,14 +46,22 @@ class Cover:
         return statistics.fmean(regrets), max(regrets)
 
 
-def cover(times: Times) -> Cover:
-    """The cover of some shapes, of which each has a time of some rule."""
-    rules = _rules(times)
-    chosen = {shape: min(rules, key=lambda r: _at(times[shape], r)) for shape in times}
+def cover(times: Times, failed: Collection[str] = ()) -> Cover:
+    """The cover of some shapes, of which each has a time of some rule.
+
+    failed: rules that may not be in it; a shape with times of those alone is not covered.
+    """
+    fit: dict[Shape, dict[str, float]] = {}
+    for shape, known in times.items():
+        allowed = {rule: time for rule, time in known.items() if rule not in failed}
+        if allowed:
+            fit[shape] = allowed
+    rules = _rules(fit)
+    chosen = {shape: min(rules, key=lambda r: _at(known, r)) for shape, known in fit.items()}
     regret = {shape: _regret(times[shape], rule) for shape, rule in chosen.items()}
     held_out = {}
-    for shape in times if len(times) > 1 else ():
-        others = {other: known for other, known in times.items() if other != shape}
+    for shape in fit if len(fit) > 1 else ():
+        others = {other: known for other, known in fit.items() if other != shape}
         theirs = _rules(others)
         near = others[lookup.nearest(others, *shape)]
         rule = min(theirs, key=lambda r: _at(near, r))
@@ -92,6 +102,12 @@ def _at(known: Mapping[str, float], rule: str) -> float:
 
 def _regret(known: Mapping[str, float], rule: str) -> float:
     return _at(known, rule) / min(known.values()) - 1
+
+
+def failed_of(decision: Decision) -> list[str]:
+    """The rules that failed at this shape: a wrong result, or a run that did not end well."""
+    bad = [one for one in decision.field.candidates if one.outcome in FAULTS]
+    return sorted({name for one in bad for name in one.names})
 
 
 def times_of(decision: Decision) -> dict[str, float]:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..kernels.lookup import file_name
 from .fields import Candidate, Decision
 
 SCHEMA = "1.0.0"
@@ -55,7 +56,7 @@ def t4_results(decision: Decision) -> dict[str, Any]:
 
 
 def _result(one: Candidate) -> dict[str, Any]:
-    samples = one.samples()
+    samples = one.samples() if one.outcome == "correct" else None
     seconds = next((row.compile_s for row in one.rows if row.compile_s is not None), 0.0)
     runtimes = [value / 1e3 for value in samples.values] if samples else []
     measured: list[dict[str, Any]] = []
@@ -102,13 +103,17 @@ def t4_metadata(decision: Decision) -> dict[str, Any]:
 
 
 def write(decisions: Sequence[Decision], folder: Path) -> list[Path]:
-    """Write all of it into a folder: triton_configs.py, and two T4 files for each field."""
+    """Write all of it into a folder: triton_configs.py, and two T4 files for each field; those of
+    another decision go."""
     folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.glob("t4-*.json"):
+        old.unlink()
     source = folder / "triton_configs.py"
     source.write_text(triton_source(decisions), encoding="utf-8")
     written = [source]
     for number, one in enumerate(decisions, 1):
-        stem = f"t4-{number}-{one.field.op}-{one.field.backend}"
+        backend = file_name(one.field.backend).removesuffix(".json")
+        stem = f"t4-{number}-{one.field.op}-{backend}"
         for kind, content in (("results", t4_results(one)), ("metadata", t4_metadata(one))):
             path = folder / f"{stem}-{kind}.json"
             path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

@@ -4,7 +4,8 @@ A field is one (op, backend, problem) with its candidates. A candidate has up to
 rows: compiled without a GPU, gated and raced, and confirmed in fresh processes. What is decided
 follows from the rows alone, so a recorded tuning is decided again anywhere.
 
-A candidate that is not right in any of its rows cannot win. The others are compared with the
+A candidate that is not right in any of its rows cannot win; a row that found it wrong counts for
+good, also after a later one found it right, and with any seed. The others are compared with the
 fastest by their confirmed times, paired turn by turn within each process; the scatter between
 processes is pooled over all fields (`estimate.py`). Whoever is not slower by EQUAL beyond doubt
 ties. If the default ties it wins; else, of the ties that are faster than it beyond doubt, the one
@@ -20,6 +21,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
+from ..kernels.toolchain import made_with
 from . import estimate
 from .estimate import Estimate, Noise, Point
 from .hardware import identity
@@ -54,6 +56,7 @@ class Candidate:
     compiled: Row | None = None
     raced: Row | None = None
     confirmed: list[Row] = field(default_factory=list)  # one for each process
+    caught: Row | None = None  # a row that found it wrong, whatever came after it
 
     def add(self, row: Row) -> None:
         """Take a row; it replaces one of the same kind and process."""
@@ -84,7 +87,7 @@ class Candidate:
         """The first row that says that it cannot win."""
         if self.compiled is not None and self.compiled.status == "compile-failed":
             return self.compiled
-        later = [row for row in (self.raced, *self.confirmed) if row is not None]
+        later = [row for row in (self.caught, self.raced, *self.confirmed) if row is not None]
         return next((row for row in later if row.status not in TIMED), None)
 
     @property
@@ -261,8 +264,8 @@ class Decision:
     @cached_property
     def winner(self) -> Candidate | None:
         """The default if it ties, else the tie that costs least of those that are faster than the
-        default; None if nobody was right, or if somebody is not confirmed yet."""
-        if self.field.unfinished:
+        default; None if nobody was right, the default was not run, or somebody is not confirmed."""
+        if self.field.unfinished or not self._default_ran:
             return None
         default = next((one for one in self.ties if one.index == 0), None)
         faster = [one for one in self.ties if self._gains(one)]
@@ -273,10 +276,12 @@ class Decision:
         """Why there is no winner."""
         if self.field.unfinished:
             return f"{len(self.field.unfinished)} finalists are not confirmed yet: tune it again"
-        if "correct" in self.field.counts:
-            return "no candidate that is right has a time"
+        if not self._default_ran:
+            return "the default was not run: tune it again"
         if "left" in self.field.counts:
             return "not every candidate was run: tune it again"
+        if "correct" in self.field.counts:
+            return "no candidate that is right has a time"
         return "no candidate is right"
 
     @cached_property
@@ -320,6 +325,11 @@ class Decision:
                 found += [f"{knob} = {end} is the {ends[end]} tried" for end in sorted(values)]
         return found
 
+    @property
+    def _default_ran(self) -> bool:
+        default = self.field.default
+        return default is not None and default.outcome != "left"
+
     def _gains(self, one: Candidate) -> bool:
         """Whether it is faster than the default beyond doubt, or there is no default to beat."""
         margin = self.over_default(one)
@@ -359,17 +369,30 @@ def decide(fields: Sequence[Field]) -> list[Decision]:
 
 def read(rows: Iterable[Row], device: dict[str, Any] | None = None) -> list[Field]:
     """The fields of some rows, one for each GPU, in the order of their first; of a key, and of what
-    a candidate has of one kind and process, the last row counts.
+    a candidate has of one kind and process, the row made last counts.
 
     Of a field's rows those count that were made as the latest one: with the same kernel, toolchain
     and seed. device: the environment whose limits count; by default that of the races.
     """
     found: dict[tuple[str, str, str], list[Row]] = {}
-    for row in {row.key: row for row in rows}.values():
-        if row.place is not None and row.status != "throttled":  # that one is still to be run
+    for row in rows:
+        if row.place is not None:
             name = (row.op, row.backend, json.dumps(row.problem, sort_keys=True))
             found.setdefault(name, []).append(row)
-    return [_field(part, device) for name in found for part in _by_gpu(found[name])]
+    parts = [part for some in found.values() for part in _by_gpu(_counting(some))]
+    return [_field(part, device) for part in parts if part]
+
+
+def _counting(rows: Sequence[Row]) -> list[Row]:
+    """In the order of their making, the last row of each key and every one that found it wrong."""
+    ordered = sorted(rows, key=lambda row: str(row.environment.get("date") or ""))
+    last = {row.key: row for row in ordered}
+    return [
+        row
+        for row in ordered
+        if row.status == "wrong"
+        or (row is last[row.key] and row.status != "throttled")  # that one is still to be run
+    ]
 
 
 def _by_gpu(rows: Sequence[Row]) -> list[list[Row]]:
@@ -383,14 +406,11 @@ def _by_gpu(rows: Sequence[Row]) -> list[list[Row]]:
 
 
 def _field(rows: Sequence[Row], device: dict[str, Any] | None) -> Field:
-    """One field from the rows of one problem, backend and GPU."""
-    measured = [row for row in rows if row.kind != "resources"]
-    latest = max(measured or rows, key=lambda row: str(row.environment.get("date")))
-    kept = [
-        row
-        for row in rows
-        if row.source == latest.source and (row.kind == "resources" or _made(row) == _made(latest))
-    ]
+    """One field from the rows of one problem, backend and GPU, in the order of their making."""
+    latest = ([row for row in rows if row.kind != "resources"] or rows)[-1]
+    code, made = _code(latest), _made(latest)
+    alike = [row for row in rows if _code(row) == code]
+    kept = [row for row in alike if row.kind == "resources" or _made(row) == made]
     limits = device or next((row.environment for row in kept if row.kind == "tune"), {})
     candidates: dict[str, Candidate] = {}
     for row in kept:
@@ -400,9 +420,18 @@ def _field(rows: Sequence[Row], device: dict[str, Any] | None) -> Field:
             names = tuple(row.place["names"])
             candidates[config] = Candidate(row.config, row.place["index"], names, limits)
         candidates[config].add(row)
+    for row in alike:
+        one = candidates.get(json.dumps(row.config, sort_keys=True))
+        if row.status == "wrong" and one is not None:
+            one.caught = row
     ordered = sorted(candidates.values(), key=lambda one: one.index)
     first = kept[0]
     return Field(first.op, first.backend, first.problem, ordered, len(rows) - len(kept))
+
+
+def _code(row: Row) -> dict[str, str | None]:
+    """What the machine code of a row's kernel depends on."""
+    return made_with(row.backend, row.environment, row.source)
 
 
 def _made(row: Row) -> tuple[Any, ...]:

@@ -71,7 +71,7 @@ class Ledger:
         """Open the book.
 
         path: the record file to resume from and to append to, None to keep no record.
-        retry: do again what failed before.
+        retry: do again what failed before, but for what was wrong: that is a result.
         """
         self.settings, self.path, self.observer, self.retry = settings, path, observer, retry
         self.outcome = Outcome()
@@ -82,7 +82,7 @@ class Ledger:
         Of a sweep's job that is not whole, or has times of several workers, also what has a time:
         the entries of a job are timed in the same turns. What failed is left alone.
         """
-        known = {row.key: row for row in records.read(self._recorded())}
+        known = {row.key: row for row in records.read(records.files_of(self.path))}
         queue: deque[Job] = deque()
         total = 0
         for job in self._keyed(jobs, environment):
@@ -117,17 +117,10 @@ class Ledger:
             found.append(Job(tuple(entries)))
         return found
 
-    def _recorded(self) -> list[Path]:
-        """The record file that is there, after the packed one beside it."""
-        if self.path is None:
-            return []
-        packed = self.path.with_name(f"{self.path.name}.gz")
-        return [path for path in (packed, self.path) if path.exists()]
-
     def _missing(self, row: Row | None, again: Sequence[Status] = ()) -> bool:
         if row is None or row.status == "throttled" or row.status in again:
             return True
-        return self.retry and row.status in FAILED
+        return self.retry and row.status in FAILED and row.status != "wrong"
 
     def keep(self, row: Row) -> None:
         """Put a row on disk, and tell."""

@@ -240,6 +240,14 @@ def read(paths: Iterable[Path]) -> list[Row]:
     return [row for path in paths for row in _rows(path)]
 
 
+def files_of(path: Path | None) -> list[Path]:
+    """The files of a record that are there: the packed one beside it, then itself."""
+    if path is None:
+        return []
+    packed = path.with_name(f"{path.name}.gz")
+    return [each for each in (packed, path) if each.exists()]
+
+
 def _rows(path: Path) -> list[Row]:
     rows: list[Row] = []
     lines = _content(path).split(b"\n")

@@ -3,15 +3,17 @@
 import fcntl
 import json
 import os
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from ..kernels import lookup
 from ..kernels.lookup import FORMAT, WITHOUT, Shape, file_name, group_of
 from ..kernels.registry import MODULES, module_name
 from ..kernels.toolchain import made_with, source_hash
-from .cover import Cover, cover, times_of
+from .cover import Cover, cover, failed_of, times_of
 from .fields import Candidate, Decision
 from .show import problem_name
 
@@ -19,15 +21,16 @@ Name = tuple[str | None, str, str, str]  # GPU, op, backend, group
 
 
 def covers(decisions: Sequence[Decision]) -> dict[Name, Cover]:
-    """The cover of each group of problems that has a right candidate."""
+    """The cover of each group of problems that has a rule which is right wherever it was tried."""
     groups: dict[Name, dict[Shape, dict[str, float]]] = {}
+    failed: dict[Name, set[str]] = {}
     for one in decisions:
-        times = times_of(one)
+        name, problem, times = name_of(one), one.field.problem, times_of(one)
+        failed.setdefault(name, set()).update(failed_of(one))
         if times:
-            problem = one.field.problem
-            shape = (problem["B"], problem["L"])
-            groups.setdefault(name_of(one), {})[shape] = times
-    return {name: cover(times) for name, times in groups.items()}
+            groups.setdefault(name, {})[problem["B"], problem["L"]] = times
+    found = {name: cover(times, failed[name]) for name, times in groups.items()}
+    return {name: one for name, one in found.items() if one.rules}
 
 
 def name_of(one: Decision) -> Name:
@@ -58,6 +61,28 @@ def _where(machine: str, among: Sequence[Decision]) -> str:
 def machines(decisions: Sequence[Decision]) -> list[tuple[str, str]]:
     """What the fields were raced on: `cuda` or `cpu`, and the name."""
     return list(dict.fromkeys(one.field.machine for one in decisions if one.field.machine[1]))
+
+
+def of_one_code(decisions: Sequence[Decision]) -> tuple[list[Decision], list[str]]:
+    """The decisions whose kernel and compilers are those of the latest of its GPU, op and backend:
+    a file has one fingerprint of each. And what is left out, in words."""
+    latest: dict[tuple[Any, ...], Decision] = {}
+    for one in sorted(decisions, key=lambda one: str(one.field.environment.get("date") or "")):
+        latest[_kernel(one)] = one
+    kept, left = [], Counter[str]()
+    for one in decisions:
+        mine, last = _table(one), _table(latest[_kernel(one)])
+        was, now = mine["fingerprint"], last["fingerprint"]
+        if was == now:
+            kept.append(one)
+            continue
+        differ = ", ".join(name for name in now if was.get(name) != now[name])
+        left[f"{one.field.backend} {one.field.op}: shapes tuned with another {differ}"] += 1
+    return kept, [f"{text} than the latest are left out: {n}" for text, n in left.items()]
+
+
+def _kernel(one: Decision) -> tuple[Any, ...]:
+    return one.field.environment.get("gpu"), one.field.op, one.field.backend
 
 
 def files(decisions: Sequence[Decision]) -> dict[str, dict[str, Any]]:
@@ -133,6 +158,7 @@ def _shape(one: Decision, rules: Cover | None) -> dict[str, Any]:
         "ties": [each.config for each in one.ties if each is not winner],
         "undecided": len(one.undecided),
         "counts": one.field.counts,
+        "failed": failed_of(one),
         "edges": [] if winner is None else one.edges(winner),
         "driver": environment.get("driver"),
         "torch": (environment.get("packages") or {}).get("torch"),
@@ -155,7 +181,8 @@ def _digits(value: float) -> float:
 
 
 def write(contents: dict[str, dict[str, Any]], folder: Path, *, merge: bool = False) -> list[Path]:
-    """Write the file of each GPU into a folder; with `merge` what it has of other shapes stays.
+    """Write the file of each GPU into a folder, and take away others that are there; with `merge`
+    those stay, and so do other shapes of the same files.
 
     A table of another fingerprint is replaced as a whole. Who writes to the same folder waits.
     """
@@ -167,11 +194,14 @@ def write(contents: dict[str, dict[str, Any]], folder: Path, *, merge: bool = Fa
         for gpu, content in contents.items():
             path = folder / file_name(gpu)
             if merge and path.is_file():
-                content = _merged(json.loads(path.read_text(encoding="utf-8")), content)
+                content = _merged(lookup.read_file(path), content)
             beside = path.with_suffix(".part")
             beside.write_text(as_text(_sorted(content)), encoding="utf-8")
             os.replace(beside, path)
             written.append(path)
+        if not merge:
+            for path in set(folder.glob("*.json")) - set(written):
+                path.unlink()
     finally:
         os.close(held)
     return written
@@ -202,7 +232,7 @@ def replaced(contents: dict[str, dict[str, Any]], folder: Path) -> list[str]:
     found = []
     for gpu, content in contents.items():
         path = folder / file_name(gpu)
-        tables = by_kernel(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+        tables = by_kernel(lookup.read_file(path)) if path.is_file() else {}
         for table in content["tables"]:
             before = tables.get((table["op"], table["backend"]))
             if before is None or before["fingerprint"] == table["fingerprint"]:
@@ -241,17 +271,22 @@ def _joined(old: list[dict[str, Any]], new: list[dict[str, Any]]) -> list[dict[s
         before = groups.get(name, {"shapes": []})
         fresh = [(shape["B"], shape["L"]) for shape in group["shapes"]]
         kept = [shape for shape in before["shapes"] if (shape["B"], shape["L"]) not in fresh]
-        groups[name] = group | {"shapes": kept + group["shapes"]}
+        shapes = kept + group["shapes"]
+        failed = {rule for shape in shapes for rule in shape["failed"]}
+        groups[name] = group | {
+            "shapes": [s | {"cover": None} if s["cover"] in failed else s for s in shapes]
+        }
         if kept and "cover" in before and "cover" in group:
-            groups[name]["cover"] = _both(before["cover"], group["cover"])
+            groups[name]["cover"] = _both(before["cover"], group["cover"], failed)
     return list(groups.values())
 
 
-def _both(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
-    """The figures of the covers of two tunings of one group: each shape has the rule of its own."""
+def _both(old: dict[str, Any], new: dict[str, Any], failed: set[str]) -> dict[str, Any]:
+    """The figures of the covers of two tunings of one group: each shape has the rule of its own, if
+    it failed in neither."""
     worst = [old["worst_regret"], new["worst_regret"]]
     return {
-        "rules": sorted({*old["rules"], *new["rules"]}),
+        "rules": sorted({*old["rules"], *new["rules"]} - failed),
         "worst_regret": None if None in worst else max(worst),
         "held_out_worst": None,  # the shapes of one had no part in the cover of the other
         "held_out_mean": None,

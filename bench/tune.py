@@ -90,13 +90,25 @@ def run(page: Console, arguments: argparse.Namespace, given: Sequence[str]) -> i
     if raced.interrupted:
         return conclude(page, raced, records_path(arguments))
     finals = replace(settings, kind="sweep", budget_s=CONFIRM_S)
-    jobs = confirmations(read(raced.all), left, arguments.confirm)
+    wrong = caught(records_path(arguments), raced.all)
+    jobs = confirmations(read(wrong + raced.all), left, arguments.confirm)
     confirmed = (
         perform(page, arguments, finals, jobs, "confirm", ahead=False) if jobs else Outcome()
     )
     if confirmed.interrupted:
         return conclude(page, confirmed, records_path(arguments))
-    return present(page, rows + raced.all + confirmed.all, arguments)
+    return present(page, wrong + rows + raced.all + confirmed.all, arguments)
+
+
+def caught(path: Path | None, raced: Sequence[Row]) -> list[Row]:
+    """The rows on record that found a candidate of these problems wrong, by whatever run."""
+    asked = {_name(row.op, row.backend, row.problem) for row in raced}
+    on_record = records.read(records.files_of(path))
+    return [
+        row
+        for row in on_record
+        if row.status == "wrong" and _name(row.op, row.backend, row.problem) in asked
+    ]
 
 
 def recorded(arguments: argparse.Namespace, given: Sequence[str]) -> list[Row]:
@@ -253,7 +265,8 @@ def present(page: Console, rows: Sequence[Row], arguments: argparse.Namespace) -
         page.print("these records hold no tuning")
         return NOTHING
     out: Path = arguments.out
-    contents = shipping.files(decisions)
+    current, left = shipping.of_one_code(decisions)
+    contents = shipping.files(current)
     written = shipping.write(contents, out / "tuned")  # before a word is printed: that can fail
     written += export.write(decisions, out / "export")
     written.append(write_tuning(decisions, out))
@@ -261,7 +274,9 @@ def present(page: Console, rows: Sequence[Row], arguments: argparse.Namespace) -
     for one in decisions:
         for text in warnings_of(one):
             page.print(f"[yellow]{escape(text)}[/]", highlight=False, soft_wrap=True)
-    for name, cover in shipping.covers(decisions).items():
+    for text in left:
+        page.print(f"[yellow]{escape(text)}[/]", highlight=False, soft_wrap=True)
+    for name, cover in shipping.covers(current).items():
         text = f"{shipping.words(name, decisions)}: {in_words(cover)}"
         page.print(escape(text), highlight=False, soft_wrap=True)
     if arguments.ship:

@@ -29,18 +29,19 @@ def run(page: Console, arguments: argparse.Namespace) -> int:
         names = [entry.backend for entry in job.entries]
         able = [
             name
-            for name in names
+            for name in registry.contenders(problem.op)
             if registry.refusal(problem.op, name, problem, judge) is None
-            and not registry.is_rival(problem.op, name)
         ]
         first, reason = registry.preferred(problem.op, able, problem, gpu) if able else ("", "")
         for name in names:
-            if name not in able:
-                why = registry.refusal(problem.op, name, problem, judge) or "only on request"
-                cells = ("", "", "", why)
+            refusal = registry.refusal(problem.op, name, problem, judge)
+            if refusal is not None or registry.is_rival(problem.op, name):
+                cells = ("", "", "", refusal or "only on request")
             else:
                 config, found = registry.get(problem.op, name).choice(problem, gpu, device)
                 auto = f"yes: {reason}" if name == first else ""
+                if first not in names:
+                    auto = f"no: {first or 'none'}"
                 cells = (auto, config_name(config), found.how, found.why)
             table.add_row(show.problem_name(problem.as_dict()), name, *map(escape, cells))
     page.print(f"GPU: {gpu or 'none'}", markup=False, highlight=False)

@@ -19,6 +19,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from pathlib import Path
+from types import NoneType
 from typing import Any, Literal
 
 import torch
@@ -27,12 +28,20 @@ from .errors import OptionError
 from .family import Problem
 from .toolchain import fingerprint
 
-FORMAT = 1
+FORMAT = 2
 VARIABLE = "MAMBA3_BENCH_TUNED"
 SHIPPED = Path(__file__).with_name("tuned")
 WITHOUT = ("B", "L", "pool", "op")  # of a problem: what does not part one group from another
 MARGIN = 2.0  # a cover holds to this factor beyond the smallest and largest batch and length tuned
 CLEARLY = 1.02  # another backend must be faster by this than the first in order of preference
+
+# What a look-up takes from a file, and shipping from the one that is there.
+Kinds = dict[str, type | tuple[type, ...]]
+TABLE: Kinds = {"op": str, "backend": str, "fingerprint": dict}
+SHAPE: Kinds = {
+    "B": int, "L": int, "config": (dict, NoneType), "default": bool, "us": (float, int, NoneType),
+    "margin": (dict, NoneType), "failed": list, "cover": (str, NoneType),
+}  # fmt: skip
 
 Shape = tuple[int, int]  # B, L
 How = Literal["exact", "cover", "default"]
@@ -127,12 +136,14 @@ def outside(shapes: Collection[Shape], B: int, L: int) -> str | None:
 
 
 def nearest(shapes: Iterable[Shape], B: int, L: int) -> Shape:
-    """The shape whose batch and length differ by the least factors."""
+    """The shape whose batch and length differ by the least factors; of several the largest: what is
+    best for a short prompt loses more at a long one than the other way round."""
 
-    def distance(shape: Shape) -> float:
-        return math.hypot(math.log2(shape[0] / B), math.log2(shape[1] / L))
+    def order(shape: Shape) -> tuple[float, int, int]:
+        distance = math.hypot(math.log2(shape[0] / B), math.log2(shape[1] / L))
+        return round(distance, 9), -shape[0], -shape[1]
 
-    return min(shapes, key=distance)
+    return min(shapes, key=order)
 
 
 def _won(shape: dict[str, Any]) -> str:
@@ -149,8 +160,8 @@ def _won(shape: dict[str, Any]) -> str:
 def fastest(found: Mapping[str, Found]) -> tuple[str, str]:
     """Which of some backends, in order of preference, is to run a problem, and why.
 
-    One that was measured replaces the first only if that was measured at the same batch and length,
-    and is slower.
+    One that was measured replaces the first only if that was measured as well, at the same tuned
+    shape, this one or the nearest, and is slower.
     """
     able = {name: one for name, one in found.items() if not one.failed} or dict(found)
     first = next(iter(able))
@@ -159,9 +170,10 @@ def fastest(found: Mapping[str, Found]) -> tuple[str, str]:
         return first, "the first that runs it"
     timed = {name: one.us for name, one in able.items() if one.us is not None and one.at == at}
     best = min(timed, key=lambda name: timed[name])
+    where = "" if able[first].how == "exact" or at is None else f" at B = {at[0]}, L = {at[1]}"
     if timed[best] * CLEARLY < us:
-        return best, f"{timed[best]:.4g} us, where {first} takes {us:.4g} us"
-    return first, f"the first that runs it, at {us:.4g} us"
+        return best, f"{timed[best]:.4g} us{where}, where {first} takes {us:.4g} us"
+    return first, f"the first that runs it, {us:.4g} us{where}"
 
 
 @cache
@@ -184,22 +196,40 @@ def tables(gpu: str, folder: str | None) -> dict[tuple[str, str], dict[str, Any]
 
 def _read(path: Path) -> list[tuple[tuple[str, str], str, dict[str, Any]]]:
     """The groups of a file: (op, backend), `group_of`, shapes with the fingerprint."""
+    return [
+        (
+            (table["op"], table["backend"]),
+            group_of(group["problem"]),
+            {"fingerprint": table["fingerprint"], "shapes": group["shapes"]},
+        )
+        for table in read_file(path)["tables"]
+        for group in table["groups"]
+    ]
+
+
+def read_file(path: Path) -> dict[str, Any]:
+    """The content of a file of tuned configs; raises OptionError for one that is none."""
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
         if raw["format"] == FORMAT:
-            return [
-                (
-                    (table["op"], table["backend"]),
-                    group_of(group["problem"]),
-                    {"fingerprint": table["fingerprint"], "shapes": group["shapes"]},
-                )
-                for table in raw["tables"]
-                for group in table["groups"]
-            ]
+            for table in raw["tables"]:
+                for group in table["groups"]:
+                    _check(table, group)
+            return dict(raw)
         said = f"format {raw['format']}"
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         said = f"{type(error).__name__}: {error}"
     raise OptionError(str(path), f"tuned configs of format {FORMAT}", said, "tune again")
+
+
+def _check(table: dict[str, Any], group: dict[str, Any]) -> None:
+    """Raise KeyError or TypeError for what a look-up would stumble over."""
+    parts: list[tuple[dict[str, Any], Kinds]] = [(table, TABLE), (group, {"problem": dict})]
+    parts += [(shape, SHAPE) for shape in group["shapes"]]
+    for part, kinds in parts:
+        for name, kind in kinds.items():
+            if not isinstance(part[name], kind):
+                raise TypeError(f"{name} is {part[name]!r}")
 
 
 def _stale(backend: str, module: str | None, then: dict[str, Any]) -> str | None:

@@ -125,7 +125,13 @@ class Implementation:
         default = self.default(problem, device)
         found = lookup.find(self.op, self.backend, module_name(self.op, self.backend), problem, gpu)
         if found.config is not None:
-            return type(default)(**found.config), found
+            try:
+                return type(default)(**found.config), found
+            except TypeError as error:
+                raise OptionError(
+                    f"tuned config of {self.backend} {self.op} for {gpu}",
+                    "values of its Config", f"{found.config} ({error})", "tune again",
+                ) from error  # fmt: skip
         if found.name is not None:
             candidates = self.candidates(problem, device)
             if found.name in candidates:
@@ -336,11 +342,7 @@ def choose(
         if reason is not None:
             raise UnsupportedError(op, backend, reason)
         return implementation
-    reasons = {
-        name: refusal(op, name, problem, device)
-        for name in backends(op)
-        if name != "reference" and not is_rival(op, name)  # those only on request
-    }
+    reasons = {name: refusal(op, name, problem, device) for name in contenders(op)}
     able = [name for name, reason in reasons.items() if reason is None]
     if gradients and able:
         left = [name for name in able if not get(op, name).gradients]
@@ -357,6 +359,11 @@ def choose(
             stacklevel=4,  # who called the op
         )
     return get(op, chosen)
+
+
+def contenders(op: OpName) -> list[str]:
+    """The backends that `auto` chooses from; the others run only on request."""
+    return [name for name in backends(op) if name != "reference" and not is_rival(op, name)]
 
 
 def preferred(

@@ -19,7 +19,8 @@ class Library(NamedTuple):
 
 MAMBA = Library(
     "mamba-ssm",
-    "MAMBA_FORCE_BUILD=TRUE MAMBA_SKIP_CUDA_BUILD=TRUE pip install --no-build-isolation mamba-ssm",
+    "MAMBA_FORCE_BUILD=TRUE MAMBA_SKIP_CUDA_BUILD=TRUE pip install --no-build-isolation mamba-ssm; "
+    "its newest Mamba-3 kernels as docs/rivals.md says",
 )
 FLA = Library("flash-linear-attention", "pip install flash-linear-attention")
 FLASHINFER = Library("flashinfer-python", "pip install flashinfer-python")

@@ -47,11 +47,28 @@ def test_far_from_all_others_a_shape_left_out_has_the_default():
 
 
 def test_a_rule_that_a_shape_lacks_is_no_cover_of_it():
-    """It was not right there, or is not legal; left out, that shape falls back to the default."""
+    """It is not legal there; left out, that shape falls back to the default."""
     found = cover({(1, 64): {"default": 1.0, "a": 0.5}, (4, 64): {"default": 1.0}})
     assert set(found.rules) == {"default", "a"}
     assert found.chosen[4, 64] == "default"
     assert found.held_out[4, 64] == 0.0
+
+
+def test_a_rule_that_failed_somewhere_covers_nothing():
+    """Not even where it was right; a shape at which no other rule ran has none."""
+    times = {(1, 64): {"default": 1.0, "a": 0.5}, (4, 64): {"default": 1.0}, (8, 64): {"a": 1.0}}
+    found = cover(times, failed={"a"})
+    assert found.rules == ("default",)
+    assert found.chosen == {(1, 64): "default", (4, 64): "default"}
+    assert found.regret[1, 64] == pytest.approx(1.0)
+
+
+def test_a_shape_between_two_has_the_larger_ones_rule():
+    """In whatever order they were tuned."""
+    short, long = {"default": 1.0, "short": 0.5}, {"default": 1.0, "long": 0.5}
+    times = {(1, 128): short, (1, 512): long | {"short": 2.0}, (1, 2048): long}
+    for order in (times, dict(reversed(times.items()))):
+        assert cover(order).held_out[1, 512] == 0.0
 
 
 def test_many_rules_are_found_one_by_one():

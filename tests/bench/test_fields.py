@@ -95,6 +95,62 @@ def test_wrong_in_its_last_row_is_no_winner(numbers):
     assert one.field.counts == {"correct": 1, "correctness": 1}
 
 
+OLD, NEW = ({"date": f"2026-{month}-01T00:00:00+00:00"} for month in ("10", "12"))
+
+
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize(
+    "change",
+    [{}, {"key": "of another gate"}, {"key": "of another seed", "seed": 1}],
+    ids=["tried again", "judged anew", "another seed"],
+)
+@pytest.mark.parametrize("date", [OLD, NEW], ids=["before", "after"])
+def test_wrong_once_is_wrong(numbers, date, change, turned):
+    """Whatever found it right before or after, in whatever order the files are named."""
+    fast = candidate(1, 50, numbers)
+    wrong = replace(
+        fast[0],
+        status="wrong",
+        reason="planted",
+        times=None,
+        environment=tunings.ENVIRONMENT | date,
+        **change,
+    )
+    parts = [candidate(0, 100, numbers) + fast, [wrong]]
+    one = decided(*(reversed(parts) if turned else parts))
+    assert one.winner is None or one.winner.index == 0
+    if (date, change.get("seed")) != (NEW, 1):  # that one alone is what counts then
+        assert one.winner.index == 0
+        assert one.field.counts == {"correct": 1, "correctness": 1}
+
+
+def test_what_another_compiler_says_does_not_count(numbers):
+    """A config that an older one could not compile wins with this one."""
+    fast = candidate(1, 50, numbers)
+    old = tunings.ENVIRONMENT | OLD | {"ptxas": "12.4"}
+    failed = replace(
+        fast[0],
+        kind="resources",
+        key="old",
+        status="compile-failed",
+        reason="no",
+        times=None,
+        environment=old,
+    )
+    for parts in ([fast, [failed]], [[failed], fast]):
+        assert decided(candidate(0, 100, numbers), *parts).winner.index == 1
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_without_a_run_of_the_default_there_is_no_winner(numbers, there):
+    """What would it be faster than? Too hot for a time, the default is still to be run."""
+    hot = replace(candidate(0, 100, numbers)[0], status="throttled", reason="hot", times=None)
+    one = decided([hot] if there else [], candidate(1, 50, numbers))
+    assert one.winner is None
+    assert one.why_none == "the default was not run: tune it again"
+    assert shipping.files([one]) == {}
+
+
 def test_no_right_candidate_no_winner(numbers):
     """Nothing is shipped then."""
     one = decided(
@@ -265,6 +321,32 @@ def test_rows_of_another_making_do_not_count(numbers, older):
     assert one.winner.index == 0
     assert one.us(one.winner) == pytest.approx(100, rel=0.01)
     assert one.field.superseded == len(before)
+
+
+def test_a_file_has_one_toolchain_of_each_kernel(numbers):
+    """The latest; what was tuned with another is left out, and that is said."""
+    old = tunings.ENVIRONMENT | OLD | {"ptxas": "12.4"}
+    before = [
+        replace(row, environment=old)
+        for index, us in ((0, 100), (1, 80))
+        for row in candidate(index, us, numbers, tunings.problem(B=4))
+    ]
+    now = candidate(0, 100, numbers) + candidate(1, 80, numbers)
+    kept, said = shipping.of_one_code(decide(read(before + now)))
+    assert [one.field.problem["B"] for one in kept] == [8]
+    assert said == [
+        "triton prefill: shapes tuned with another ptxas than the latest are left out: 1"
+    ]
+
+
+def test_what_is_wrong_has_no_time_in_t4(numbers):
+    """It was timed in the race and in one process, and found wrong in the other."""
+    fast = candidate(1, 50, numbers)
+    fast[-1] = replace(fast[-1], status="wrong", reason="planted", times=None)
+    results = export.t4_results(decided(candidate(0, 100, numbers), fast))["results"]
+    assert [bool(result["times"]["runtimes"]) for result in results] == [True, False]
+    named = [[each["name"] for each in result["measurements"]] for result in results]
+    assert [export.TIME in names for names in named] == [True, False]
 
 
 def test_an_unfinished_confirmation_has_no_winner(numbers):

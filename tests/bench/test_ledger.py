@@ -104,10 +104,11 @@ def test_who_meets_others_twice_has_two_rows(path, silent):
     assert [entry.backend for entry in left.entries] == ["torch", "triton"]
 
 
-def test_retry_takes_what_failed(planned):
-    """With those whom it is timed beside."""
-    statuses = ("ok", "wrong", "skipped")
-    assert planned("sweep", statuses, retry=True) == [
-        "torch",
-        "reference",
-    ]
+def test_retry_takes_what_failed(planned, path):
+    """With those whom it is timed beside; what was wrong stays so."""
+    for statuses, again in (
+        (("ok", "run-failed", "skipped"), ["torch", "reference"]),
+        (("ok", "wrong", "skipped"), []),
+    ):
+        path.unlink(missing_ok=True)
+        assert planned("sweep", statuses, retry=True) == again

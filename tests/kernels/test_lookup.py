@@ -222,11 +222,19 @@ def test_a_folder_hides_its_own_groups_only(here, monkeypatch, tmp_path, file):
     assert choice(problem(8, 4096))[1].how == "exact"
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{", '{"format": 7}', '{"format": 1, "tables": [3]}'])
-def test_a_file_that_cannot_be_read_is_named(here, monkeypatch, tmp_path, file, text):
-    """So is a folder that does not exist."""
-    (tmp_path / file.name).write_text(text)
-    with pytest.raises(OptionError, match="NVIDIA_H100"):
+BROKEN = ["", "[]", "{", '{"format": 7}', '{"format": 2, "tables": [3]}']
+
+
+@pytest.mark.parametrize("broken", [*BROKEN, ("B", None), ("margin", 0.9), ("config", {"x": 1})])
+def test_a_file_that_cannot_be_read_is_named(here, monkeypatch, tmp_path, file, broken):
+    """So is a folder that does not exist. broken: its text, or what a shape has instead."""
+    if isinstance(broken, tuple):
+        raw = json.loads(file.read_text())
+        for shape in raw["tables"][0]["groups"][0]["shapes"]:
+            shape[broken[0]] = broken[1]
+        broken = json.dumps(raw)
+    (tmp_path / file.name).write_text(broken)
+    with pytest.raises(OptionError, match=r"NVIDIA.H100"):
         choice(problem(8, 4096))
     monkeypatch.setenv(lookup.VARIABLE, str(tmp_path / "none"))
     lookup.forget()
@@ -249,6 +257,28 @@ def test_merging_keeps_other_shapes_of_a_group(file, tmp_path):
     assert [shape["us"] == 1.0 for shape in merged["shapes"]] == [True, False, False, False]
     assert merged["cover"]["rules"] == sorted({*before["cover"]["rules"], "another"})
     assert merged["cover"]["held_out_worst"] is None
+
+
+def test_merging_drops_rules_that_failed(file, tmp_path):
+    """A rule that covers three shapes is wrong at the fourth, which is tuned later."""
+    raw = json.loads(file.read_text())
+    other = json.loads(file.read_text())
+    (group,) = other["tables"][0]["groups"]
+    group["shapes"] = [group["shapes"][0] | {"failed": [RULE], "cover": "default"}]
+    group["cover"]["rules"] = ["default"]
+    shipping.write({GPU: raw}, tmp_path)
+    (path,) = shipping.write({GPU: other}, tmp_path, merge=True)
+    (merged,) = json.loads(path.read_text())["tables"][0]["groups"]
+    assert [shape["cover"] for shape in merged["shapes"]] == ["default", None, None, None]
+    assert merged["cover"]["rules"] == ["default"]
+
+
+def test_winners_of_another_decision_go(file, tmp_path):
+    """A folder has what was decided last, and no file of a GPU that has no winner now."""
+    raw = json.loads(file.read_text())
+    shipping.write({GPU: raw, "another": raw}, tmp_path)
+    (path,) = shipping.write({GPU: raw}, tmp_path)
+    assert list(tmp_path.glob("*.json")) == [path]
 
 
 def test_merging_keeps_other_groups_of_the_same_toolchain(file, tmp_path):
@@ -326,22 +356,21 @@ def test_equal_winners_read_alike(file, tmp_path):
 
 def test_why(here, capsys):
     """On a machine without a GPU, for another one: who runs, with what, and why."""
-    line = [
-        "why",
-        "--gpu",
-        GPU,
-        "--batch",
-        "8",
-        "--length",
-        "1024,3000,9000",
-        "--backend",
-        "triton",
-    ]
-    assert main(line) == 0
+    line = ["why", "--gpu", GPU, "--batch", "8", "--length", "1024,3000,9000"]
+    assert main([*line, "--backend", "triton"]) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert "exact" in said
     assert "cover" in said
     assert "is outside what was" in said
+
+
+def test_why_names_whom_auto_takes_instead(here, capsys):
+    """One backend is asked for, and `auto` would take another."""
+    line = ["why", "--gpu", GPU, "--backend"]
+    assert main([*line, "torch"]) == 0
+    said = capsys.readouterr().out
+    assert "no: " in said
+    assert "yes" not in said
 
 
 def test_why_not(capsys):
