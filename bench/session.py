@@ -247,8 +247,7 @@ def conclude(page: Console, outcome: Outcome, path: Path | None) -> int:
     summary = ", ".join(f"{count} {status}" for status, count in counts.items()) or "nothing done"
     where = f"; records: {path}" if path else ""
     page.print(f"{summary}{where}", markup=False, highlight=False, soft_wrap=True)
-    for reason in outcome.lost:
-        page.print(f"a worker was given up: {reason}", markup=False, soft_wrap=True)
+    name_lost(page, outcome)
     if outcome.interrupted:
         kept = (
             "what is done is kept: the same command goes on from here" if path else "not recorded"
@@ -256,6 +255,12 @@ def conclude(page: Console, outcome: Outcome, path: Path | None) -> int:
         page.print(f"interrupted, {outcome.left} entries left; {kept}", highlight=False)
         return INTERRUPTED
     return exit_code(rows)
+
+
+def name_lost(page: Console, outcome: Outcome) -> None:
+    """Print the workers that were given up, each with its reason."""
+    for reason in outcome.lost:
+        page.print(f"a worker was given up: {reason}", markup=False, soft_wrap=True)
 
 
 def exit_code(rows: Sequence[Row]) -> int:

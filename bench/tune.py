@@ -46,6 +46,7 @@ from .session import (
     conclude,
     device_of,
     make_jobs,
+    name_lost,
     perform,
     records_path,
 )
@@ -97,6 +98,8 @@ def run(page: Console, arguments: argparse.Namespace, given: Sequence[str]) -> i
     )
     if confirmed.interrupted:
         return conclude(page, confirmed, records_path(arguments))
+    for outcome in (compiled, raced, confirmed):
+        name_lost(page, outcome)
     return present(page, wrong + rows + raced.all + confirmed.all, arguments)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mamba3_bench.bench import export, shipping
+from mamba3_bench.bench import export, records, shipping, tune
 from mamba3_bench.bench.fields import decide, read
 from mamba3_bench.bench.race import UNDECIDED
 from mamba3_bench.reports import tuning
@@ -122,6 +122,22 @@ def test_wrong_once_is_wrong(numbers, date, change, turned):
     if (date, change.get("seed")) != (NEW, 1):  # that one alone is what counts then
         assert one.winner.index == 0
         assert one.field.counts == {"correct": 1, "correctness": 1}
+
+
+def test_a_tuning_takes_what_was_caught_before(numbers, tmp_path):
+    """Rows of the record that another run made, by whatever key, of the problems tuned alone."""
+    path = tmp_path / "records.jsonl"
+    here, elsewhere = tunings.problem(), tunings.problem(B=4)
+    for at in (here, elsewhere):
+        for rows in (
+            candidate(0, 100, numbers, at, seed=1),
+            candidate(1, 1, numbers, at, status="wrong", seed=1),
+        ):
+            for row in rows:
+                records.append(path, row)
+    found = tune.caught(path, candidate(0, 100, numbers, here))
+    assert [(row.status, row.problem["B"]) for row in found] == [("wrong", 8)]
+    assert tune.caught(None, found) == []
 
 
 def test_what_another_compiler_says_does_not_count(numbers):
