@@ -407,9 +407,10 @@ def _by_gpu(rows: Sequence[Row]) -> list[list[Row]]:
 
 def _field(rows: Sequence[Row], device: dict[str, Any] | None) -> Field:
     """One field from the rows of one problem, backend and GPU, in the order of their making."""
-    latest = ([row for row in rows if row.kind != "resources"] or rows)[-1]
-    code, made = _code(latest), _made(latest)
+    code = _code(_measured(rows)[-1])
     alike = [row for row in rows if _code(row) == code]
+    right = [row for row in _measured(alike) if row.status != "wrong"]
+    made = _made((right or _measured(alike))[-1])  # what was wrong counts under any seed
     kept = [row for row in alike if row.kind == "resources" or _made(row) == made]
     limits = device or next((row.environment for row in kept if row.kind == "tune"), {})
     candidates: dict[str, Candidate] = {}
@@ -427,6 +428,11 @@ def _field(rows: Sequence[Row], device: dict[str, Any] | None) -> Field:
     ordered = sorted(candidates.values(), key=lambda one: one.index)
     first = kept[0]
     return Field(first.op, first.backend, first.problem, ordered, len(rows) - len(kept))
+
+
+def _measured(rows: Sequence[Row]) -> Sequence[Row]:
+    """Those that ran on the device, or all if none did."""
+    return [row for row in rows if row.kind != "resources"] or rows
 
 
 def _code(row: Row) -> dict[str, str | None]:
