@@ -26,7 +26,7 @@ from . import estimate
 from .estimate import Estimate, Noise, Point
 from .hardware import identity
 from .race import EQUAL, UNDECIDED
-from .records import TIMED, Row, Samples, Status, machine, worker
+from .records import TIMED, Row, Samples, Status, date_of, machine, worker
 
 CONFIDENCE = 0.99
 REGISTERS = 65536  # of a block, on every GPU since 2014
@@ -385,7 +385,7 @@ def read(rows: Iterable[Row], device: dict[str, Any] | None = None) -> list[Fiel
 
 def _counting(rows: Sequence[Row]) -> list[Row]:
     """In the order of their making, the last row of each key and every one that found it wrong."""
-    ordered = sorted(rows, key=lambda row: str(row.environment.get("date") or ""))
+    ordered = sorted(rows, key=lambda row: date_of(row.environment))
     last = {row.key: row for row in ordered}
     return [
         row
@@ -415,19 +415,22 @@ def _field(rows: Sequence[Row], device: dict[str, Any] | None) -> Field:
     limits = device or next((row.environment for row in kept if row.kind == "tune"), {})
     candidates: dict[str, Candidate] = {}
     for row in kept:
-        config = json.dumps(row.config, sort_keys=True)
+        config = _config(row)
         if config not in candidates:
             assert row.place is not None
             names = tuple(row.place["names"])
             candidates[config] = Candidate(row.config, row.place["index"], names, limits)
         candidates[config].add(row)
     for row in alike:
-        one = candidates.get(json.dumps(row.config, sort_keys=True))
-        if row.status == "wrong" and one is not None:
+        if row.status == "wrong" and (one := candidates.get(_config(row))) is not None:
             one.caught = row
     ordered = sorted(candidates.values(), key=lambda one: one.index)
     first = kept[0]
     return Field(first.op, first.backend, first.problem, ordered, len(rows) - len(kept))
+
+
+def _config(row: Row) -> str:
+    return json.dumps(row.config, sort_keys=True)
 
 
 def _measured(rows: Sequence[Row]) -> Sequence[Row]:

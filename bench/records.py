@@ -240,6 +240,11 @@ def read(paths: Iterable[Path]) -> list[Row]:
     return [row for path in paths for row in _rows(path)]
 
 
+def date_of(environment: dict[str, Any]) -> str:
+    """When a process began, as text that sorts by time; of one that does not say, before all."""
+    return str(environment.get("date") or "")
+
+
 def files_of(path: Path | None) -> list[Path]:
     """The files of a record that are there: the packed one beside it, then itself."""
     if path is None:

@@ -15,6 +15,7 @@ from ..kernels.registry import MODULES, module_name
 from ..kernels.toolchain import made_with, source_hash
 from .cover import Cover, cover, failed_of, times_of
 from .fields import Candidate, Decision
+from .records import date_of
 from .show import problem_name
 
 Name = tuple[str | None, str, str, str]  # GPU, op, backend, group
@@ -67,7 +68,7 @@ def of_one_code(decisions: Sequence[Decision]) -> tuple[list[Decision], list[str
     """The decisions whose kernel and compilers are those of the latest of its GPU, op and backend:
     a file has one fingerprint of each. And what is left out, in words."""
     latest: dict[tuple[Any, ...], Decision] = {}
-    for one in sorted(decisions, key=lambda one: str(one.field.environment.get("date") or "")):
+    for one in sorted(decisions, key=lambda one: date_of(one.field.environment)):
         latest[_kernel(one)] = one
     kept, left = [], Counter[str]()
     for one in decisions:
