@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-from .parts import typed
+from ..kernels.typed import typed
 from .records import UNREADABLE
 
 FILE = "selftest.json"

@@ -116,7 +116,7 @@ def times_of(decision: Decision) -> dict[str, float]:
     Confirmed ones by their confirmed times, the others by the medians of the race.
     """
     field = decision.field
-    right = [one for one in field.candidates if one.outcome == "correct" and one.samples()]
+    right = [one for one in field.candidates if one.race]
     if not right:
         return {}
     base = next((one for one in right if one.index == 0), None)

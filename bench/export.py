@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..kernels.lookup import file_name
+from ..kernels.lookup import plain
 from .fields import Candidate, Decision
 
 SCHEMA = "1.0.0"
@@ -56,7 +56,7 @@ def t4_results(decision: Decision) -> dict[str, Any]:
 
 
 def _result(one: Candidate) -> dict[str, Any]:
-    samples = one.samples() if one.outcome == "correct" else None
+    samples = one.race
     seconds = next((row.compile_s for row in one.rows if row.compile_s is not None), 0.0)
     runtimes = [value / 1e3 for value in samples.values] if samples else []
     measured: list[dict[str, Any]] = []
@@ -112,8 +112,7 @@ def write(decisions: Sequence[Decision], folder: Path) -> list[Path]:
     source.write_text(triton_source(decisions), encoding="utf-8")
     written = [source]
     for number, one in enumerate(decisions, 1):
-        backend = file_name(one.field.backend).removesuffix(".json")
-        stem = f"t4-{number}-{one.field.op}-{backend}"
+        stem = f"t4-{number}-{one.field.op}-{plain(one.field.backend)}"
         for kind, content in (("results", t4_results(one)), ("metadata", t4_metadata(one))):
             path = folder / f"{stem}-{kind}.json"
             path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

@@ -138,6 +138,11 @@ class Candidate:
         row = self.row(repeat)
         return None if row is None or row.times is None else row.times.cold or row.times.warm
 
+    @property
+    def race(self) -> Samples | None:
+        """Times of its race; None for one that is not right: that has no time."""
+        return self.samples() if self.outcome == "correct" else None
+
     def beside(self, other: "Candidate", repeat: int | None = None) -> bool:
         """Whether both were timed in the same turns, of the race or of one confirming process."""
         mine, theirs = self.row(repeat), other.row(repeat)
@@ -222,8 +227,8 @@ class Field:
     @property
     def finalists(self) -> list[Candidate]:
         """Who is to be confirmed: all whom the race did not send away, and the default."""
-        right = [one for one in self.candidates if one.outcome == "correct" and one.samples()]
-        return [one for one in right if one.index == 0 or not one.reason]
+        timed = [one for one in self.candidates if one.race]
+        return [one for one in timed if one.index == 0 or not one.reason]
 
     @property
     def unfinished(self) -> list[Candidate]:

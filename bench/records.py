@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal, Self, get_args
 
 from ..kernels.errors import printable
-from .parts import Environment, Kernel, Place, Problem, typed
+from ..kernels.typed import typed
+from .parts import Environment, Kernel, Place, Problem
 
 Status = Literal[
     "ok",  # right, and timed unless the run was a check only

@@ -67,13 +67,12 @@ def machines(decisions: Sequence[Decision]) -> list[tuple[str, str]]:
 def of_one_code(decisions: Sequence[Decision]) -> tuple[list[Decision], list[str]]:
     """The decisions whose kernel and compilers are those of the latest of its GPU, op and backend:
     a file has one fingerprint of each. And what is left out, in words."""
-    latest: dict[tuple[Any, ...], Decision] = {}
+    latest: dict[tuple[Any, ...], dict[str, str | None]] = {}
     for one in sorted(decisions, key=lambda one: date_of(one.field.environment)):
-        latest[_kernel(one)] = one
+        latest[_kernel(one)] = _table(one)["fingerprint"]
     kept, left = [], Counter[str]()
     for one in decisions:
-        mine, last = _table(one), _table(latest[_kernel(one)])
-        was, now = mine["fingerprint"], last["fingerprint"]
+        was, now = _table(one)["fingerprint"], latest[_kernel(one)]
         if was == now:
             kept.append(one)
             continue

@@ -27,16 +27,16 @@ def run(page: Console, arguments: argparse.Namespace) -> int:
     for job in make_jobs(arguments.sides, arguments.backend):
         problem = job.entries[0].problem
         names = [entry.backend for entry in job.entries]
-        able = [
-            name
-            for name in registry.contenders(problem.op)
-            if registry.refusal(problem.op, name, problem, judge) is None
-        ]
+        contenders = registry.contenders(problem.op)
+        refusals = {
+            name: registry.refusal(problem.op, name, problem, judge)
+            for name in dict.fromkeys((*contenders, *names))
+        }
+        able = [name for name in contenders if refusals[name] is None]
         first, reason = registry.preferred(problem.op, able, problem, gpu) if able else ("", "")
         for name in names:
-            refusal = registry.refusal(problem.op, name, problem, judge)
-            if refusal is not None or registry.is_rival(problem.op, name):
-                cells = ("", "", "", refusal or "only on request")
+            if refusals[name] is not None or registry.is_rival(problem.op, name):
+                cells = ("", "", "", refusals[name] or "only on request")
             else:
                 config, found = registry.get(problem.op, name).choice(problem, gpu, device)
                 auto = f"yes: {reason}" if name == first else ""

@@ -19,14 +19,14 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from pathlib import Path
-from types import NoneType
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 import torch
 
 from .errors import OptionError
 from .family import Problem
 from .toolchain import fingerprint
+from .typed import typed
 
 FORMAT = 2
 VARIABLE = "MAMBA3_BENCH_TUNED"
@@ -35,16 +35,37 @@ WITHOUT = ("B", "L", "pool", "op")  # of a problem: what does not part one group
 MARGIN = 2.0  # a cover holds to this factor beyond the smallest and largest batch and length tuned
 CLEARLY = 1.02  # another backend must be faster by this than the first in order of preference
 
-# What a look-up takes from a file, and shipping from the one that is there.
-Kinds = dict[str, type | tuple[type, ...]]
-TABLE: Kinds = {"op": str, "backend": str, "fingerprint": dict}
-SHAPE: Kinds = {
-    "B": int, "L": int, "config": (dict, NoneType), "default": bool, "us": (float, int, NoneType),
-    "margin": (dict, NoneType), "failed": list, "cover": (str, NoneType),
-}  # fmt: skip
-
 Shape = tuple[int, int]  # B, L
 How = Literal["exact", "cover", "default"]
+
+
+class Table(TypedDict):
+    """What is read of a table of a file: the groups of an op and a backend."""
+
+    op: str
+    backend: str
+    fingerprint: dict[str, str | None]
+    groups: list[dict[str, Any]]
+
+
+class Group(TypedDict):
+    """What is read of problems that differ in batch and length alone."""
+
+    problem: dict[str, Any]
+    shapes: list[dict[str, Any]]
+
+
+class Tuned(TypedDict):
+    """What is read of one shape of a group; `tuned/README.md` has all of it."""
+
+    B: int
+    L: int
+    config: dict[str, Any] | None
+    default: bool
+    us: float | None
+    margin: dict[str, float] | None
+    failed: list[str]
+    cover: str | None
 
 
 class StaleWarning(UserWarning):
@@ -76,7 +97,12 @@ def _gpu_name(index: int | None) -> str:
 
 def file_name(gpu: str) -> str:
     """The name of the file of a GPU."""
-    return "".join(c if c.isalnum() or c in "-." else "_" for c in gpu) + ".json"
+    return f"{plain(gpu)}.json"
+
+
+def plain(name: str) -> str:
+    """A name as a part of that of a file."""
+    return "".join(c if c.isalnum() or c in "-." else "_" for c in name)
 
 
 def group_of(problem: Mapping[str, Any]) -> str:
@@ -213,23 +239,16 @@ def read_file(path: Path) -> dict[str, Any]:
         raw = json.loads(path.read_text(encoding="utf-8"))
         if raw["format"] == FORMAT:
             for table in raw["tables"]:
+                typed(Table, table, "table")
                 for group in table["groups"]:
-                    _check(table, group)
+                    typed(Group, group, "group")
+                    for shape in group["shapes"]:
+                        typed(Tuned, shape, "shape")
             return dict(raw)
         said = f"format {raw['format']}"
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         said = f"{type(error).__name__}: {error}"
     raise OptionError(str(path), f"tuned configs of format {FORMAT}", said, "tune again")
-
-
-def _check(table: dict[str, Any], group: dict[str, Any]) -> None:
-    """Raise KeyError or TypeError for what a look-up would stumble over."""
-    parts: list[tuple[dict[str, Any], Kinds]] = [(table, TABLE), (group, {"problem": dict})]
-    parts += [(shape, SHAPE) for shape in group["shapes"]]
-    for part, kinds in parts:
-        for name, kind in kinds.items():
-            if not isinstance(part[name], kind):
-                raise TypeError(f"{name} is {part[name]!r}")
 
 
 def _stale(backend: str, module: str | None, then: dict[str, Any]) -> str | None:

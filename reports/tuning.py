@@ -115,7 +115,7 @@ def cover_cells(name: str, cover: Cover) -> list[str]:
 
 def cells(decision: Decision, one: Candidate) -> list[str]:
     """The line of a candidate."""
-    samples = one.samples() if one.outcome == "correct" else None
+    samples = one.race
     confirmed = one in decision.field.confirmed()
     margin = decision.over_default(one) if confirmed and one.index else None
     kernels: list[dict[str, Any]] = next((row.resources for row in one.rows if row.resources), [])
@@ -139,7 +139,7 @@ def cells(decision: Decision, one: Candidate) -> list[str]:
 
 def role(decision: Decision, one: Candidate) -> str:
     """What became of a candidate, in the words of the figure."""
-    if one.outcome != "correct" or one.samples() is None:
+    if one.race is None:
         return "not right or not run"
     if one is decision.winner:
         return "winner"
@@ -162,7 +162,7 @@ def scatter(decision: Decision, name: str, title: str) -> Drawing | None:
     """Error over bound against time, every candidate that was compared; None without any."""
     points = []
     for one in decision.field.candidates:
-        ratio, samples = worst(one), one.samples() if one.outcome == "correct" else None
+        ratio, samples = worst(one), one.race
         if ratio is not None:
             points.append((samples.median if samples else None, ratio, role(decision, one)))
     times = [us for us, _, _ in points if us is not None]
@@ -199,5 +199,4 @@ def _config(one: Candidate) -> str:
 
 
 def _order(one: Candidate) -> tuple[bool, float]:
-    samples = one.samples() if one.outcome == "correct" else None
-    return samples is None, samples.median if samples else one.index
+    return one.race is None, one.race.median if one.race else one.index
