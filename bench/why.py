@@ -8,6 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from ..kernels import lookup, registry
+from ..kernels.family import Problem
 from ..kernels.registry import config_name
 from . import plugins, show
 from .session import RIGHT, default_device, make_jobs
@@ -24,9 +25,11 @@ def run(page: Console, arguments: argparse.Namespace) -> int:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("problem", "backend", "auto", "config", "from", "why"):
         table.add_column(name, overflow="fold")
+    asked: dict[Problem, dict[str, None]] = {}
     for job in make_jobs(arguments.sides, arguments.backend):
-        problem = job.entries[0].problem
-        names = [entry.backend for entry in job.entries]
+        for entry in job.entries:
+            asked.setdefault(entry.problem, {})[entry.backend] = None
+    for problem, names in asked.items():
         contenders = registry.contenders(problem.op)
         refusals = {
             name: registry.refusal(problem.op, name, problem, judge)

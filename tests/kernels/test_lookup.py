@@ -373,6 +373,15 @@ def test_why_names_whom_auto_takes_instead(here, capsys):
     assert "yes" not in said
 
 
+def test_why_of_two_ops(here, capsys):
+    """Each problem of each op once, with its own backends."""
+    assert main(["why", "--gpu", GPU, "--op", "prefill,decode", "--backend", "cute,triton"]) == 0
+    said = capsys.readouterr().out.splitlines()
+    rows = [line.split() for line in said if line.startswith(("prefill", "decode"))]
+    found = [(row[0], name) for row in rows for name in ("triton", "cute") if name in row]
+    assert found == [("prefill", "triton"), ("decode", "cute"), ("decode", "triton")]
+
+
 def test_why_not(capsys):
     """Who cannot run a problem on that other GPU is not said to be taken there."""
     line = ["why", "--gpu", GPU, "--rank", "4", "--backend", "triton"]
