@@ -134,7 +134,7 @@ def parser() -> argparse.ArgumentParser:
         "--gpu", metavar="NAME", help="another GPU than this machine's, as `tune` has it"
     )
     why.add_argument("--plugin", action="append", default=[], metavar="FILE", help="as for sweep")
-    resources = add("resources", "registers, spills and shared memory of every shipped config")
+    resources = add("resources", "registers, spills and shared memory of every hand-picked config")
     _grid_options(resources)
     _run_options(resources, None)
     selftest = add("selftest", "what the harness itself gets wrong on this machine, measured")

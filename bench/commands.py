@@ -141,7 +141,7 @@ def measure(page: Console, arguments: argparse.Namespace, given: Sequence[str]) 
 
 
 def resources(page: Console, arguments: argparse.Namespace, given: Sequence[str]) -> int:
-    """Compile every shipped config for sm_90a and list what it takes."""
+    """Compile every hand-picked config for sm_90a and list what it takes."""
     plugins.load(arguments.plugin)
     jobs = resource_jobs(make_jobs(arguments.sides, arguments.backend))
     if not jobs:

@@ -72,7 +72,9 @@ def cover(times: Times, failed: Collection[str] = ()) -> Cover:
 
 
 def _rules(times: Times) -> tuple[str, ...]:
-    """The smallest set within WITHIN everywhere; of equals the one with the least regret."""
+    """The smallest set within WITHIN everywhere; of equals first one with the default, then the one
+    with the least regret.
+    """
     names = sorted({name for known in times.values() for name in known})
     near = {
         name: {s for s, known in times.items() if _regret(known, name) <= WITHIN} for name in names

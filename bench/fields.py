@@ -189,7 +189,7 @@ class Field:
     backend: str
     problem: dict[str, Any]
     candidates: list[Candidate]
-    superseded: int = 0  # rows of another kernel, toolchain or seed, which do not count
+    superseded: int = 0  # of another kernel, seed or software, which do not count
 
     @property
     def default(self) -> Candidate | None:
@@ -376,8 +376,9 @@ def read(rows: Iterable[Row], device: dict[str, Any] | None = None) -> list[Fiel
     """The fields of some rows, one for each GPU, in the order of their first; of a key, and of what
     a candidate has of one kind and process, the row made last counts.
 
-    Of a field's rows those count that were made as the latest one: with the same kernel, toolchain
-    and seed. device: the environment whose limits count; by default that of the races.
+    Of a field's rows those count that were made as the latest one: with the same kernel, compilers,
+    driver, Python, torch and seed. device: the environment whose limits count; by default that of
+    the races.
     """
     found: dict[tuple[str, str, str], list[Row]] = {}
     for row in rows:

@@ -1,7 +1,8 @@
 """`mamba3-bench quick`: everything the suite does, at a size for minutes, on any machine.
 
-On a GPU the kernels are gated and timed. Without one they are gated through their interpreter,
-compiled for sm_90a, and PyTorch alone is timed, on the CPU; what that leaves out is said plainly.
+On a GPU the kernels are gated and timed. Without one Triton's are gated through their interpreter,
+all are compiled for sm_90a, and PyTorch alone is timed, on the CPU; what that leaves out is said
+plainly.
 """
 
 import argparse

@@ -330,7 +330,7 @@ def warnings_of(one: Decision) -> list[str]:
     found = []
     if one.field.superseded:
         found.append(
-            f"{name}: {one.field.superseded} rows of another kernel, toolchain or seed do not count"
+            f"{name}: {one.field.superseded} rows of another kernel, seed or software do not count"
         )
     if one.winner is None:
         return [*found, f"{name}: {one.why_none}"]

@@ -7,7 +7,6 @@ Gated DeltaNet has, or which dtypes beside the state's.
 
 from typing import Any
 
-PAPER = "arXiv 2603.15569, table 6"
 COLUMNS = (("float32", 64), ("float32", 128), ("bfloat16", 64), ("bfloat16", 128))  # state, N
 MILLISECONDS: dict[tuple[str, int | None], tuple[float, float, float, float]] = {  # op, rank
     ("mamba2.decode", None): (0.295, 0.409, 0.127, 0.203),

@@ -10,7 +10,6 @@ from mamba3_bench.bench import peers
 from mamba3_bench.bench.cli import parser, read_sides
 from mamba3_bench.bench.grid import Axes, problems
 from mamba3_bench.bench.session import make_jobs
-from mamba3_bench.kernels.families.mamba3 import published_intensity
 
 TEXT = (Path(__file__).parent.parent / "docs" / "rivals.md").read_text(encoding="utf-8")
 ROWS: dict[str, tuple[str, dict[str, tuple[int, ...]]]] = {
@@ -25,6 +24,16 @@ ROWS: dict[str, tuple[str, dict[str, tuple[int, ...]]]] = {
         {"heads": (32,), "groups": (8,), "length": (2048,)},
     ),
 }
+
+
+def published_intensity(N: int, P: int, R: int, state_moves: int = 1) -> float:
+    """FLOP per byte of a decode step as the paper counts them (arXiv 2603.15569, table 2), bf16.
+
+    It counts one transfer of the state (state_moves = 1; a step both reads and writes it) and one
+    outer product (the trapezoid has two); every head has a b and a c of its own.
+    """
+    flops = 5 * N * P - P if R == 1 else 4 * N * P * R + N * P - P * R
+    return flops / (2 * (1 + 2 * N * R + P * R + state_moves * N * P))
 
 
 def counted(op: str, **axes: object) -> float:

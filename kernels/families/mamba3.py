@@ -155,14 +155,4 @@ def rival_cases(problem: Problem) -> list[Case]:
     return [Case(problem, "large_angles")] if problem.op == "decode" else []
 
 
-def published_intensity(N: int, P: int, R: int, state_moves: int = 1) -> float:
-    """FLOP per byte of a decode step as the paper counts them (arXiv 2603.15569, table 2), bf16.
-
-    It counts one transfer of the state (state_moves = 1; a step both reads and writes it) and one
-    outer product (the trapezoid has two); every head has a b and a c of its own.
-    """
-    flops = 5 * N * P - P if R == 1 else 4 * N * P * R + N * P - P * R
-    return flops / (2 * (1 + 2 * N * R + P * R + state_moves * N * P))
-
-
 FAMILY = Family("Mamba-3", AXES, problem, make_call, hard_cases, rival_cases)

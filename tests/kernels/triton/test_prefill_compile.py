@@ -63,7 +63,7 @@ def test_more_sequences_than_a_grid_has_are_refused() -> None:
 
 
 def compile_all(case: Problem, record: Any) -> None:
-    """Every shipped config of a problem, with its figures on record."""
+    """Every hand-picked config of a problem, with its figures on record."""
     implementation = registry.get("prefill", "triton")
     assert implementation.resources is not None
     for config in implementation.configs(case, CPU):
