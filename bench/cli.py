@@ -125,7 +125,11 @@ def parser() -> argparse.ArgumentParser:
         "from them what differs between processes alone (1)",
     )
     sweep.add_argument(
-        "--budget", type=seconds, default=0.3, metavar="S", help="seconds measured per entry (0.3)"
+        "--budget",
+        type=seconds,
+        default=0.3,
+        metavar="S",
+        help="seconds measured per entry (0.3); what is recorded already stays as it is",
     )
     _tune_options(commands)
     why = add("why", "which backend and config run a problem on a GPU, and why these")
@@ -197,9 +201,9 @@ def _tune_options(commands: Any) -> None:
         "--replay",
         nargs="+",
         type=Path,
-        metavar="FILE",
+        metavar="PATH",
         help="decide recorded tunings again, all or of --op and --backend, and write everything; "
-        "runs nothing, needs no GPU",
+        "record files, or folders that hold some; runs nothing, needs no GPU",
     )
 
 

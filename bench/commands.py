@@ -33,12 +33,13 @@ from .session import (
     conclude,
     default_device,
     device_of,
+    files_below,
     make_jobs,
     perform,
     records_path,
     resource_jobs,
 )
-from .sides import NoRecords, chosen, load, record_files
+from .sides import NoRecords, chosen, load
 
 MANY = 2000  # entries: ask first
 
@@ -141,7 +142,9 @@ def measure(page: Console, arguments: argparse.Namespace, given: Sequence[str]) 
 
 
 def resources(page: Console, arguments: argparse.Namespace, given: Sequence[str]) -> int:
-    """Compile every hand-picked config for sm_90a and list what it takes."""
+    """Compile every hand-picked config for sm_90a and list what it takes; raises UsageError."""
+    if arguments.gpus is not None:
+        raise UsageError("--gpus: what only compiles uses no GPU; leave it out")
     plugins.load(arguments.plugin)
     jobs = resource_jobs(make_jobs(arguments.sides, arguments.backend))
     if not jobs:
@@ -163,12 +166,7 @@ def report(page: Console, paths: Sequence[Path], out: Path) -> int:
 
     Raises UsageError for missing ones, NoRecords without rows.
     """
-    files = [file for path in paths for file in record_files(path)]
-    missing = [file for file in files if not file.is_file()]
-    if missing:
-        raise UsageError(f"no such record file: {', '.join(map(str, missing))}")
-    if not files:
-        raise NoRecords(*paths)
+    files = files_below(paths)
     show_report(page, files)
     write_report(page, files, out)
     return RIGHT

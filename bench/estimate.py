@@ -83,6 +83,12 @@ def point(samples: Samples) -> Point:
     return Point(log_us, (1.2533 * sigma) ** 2 / max(samples.count, 1))
 
 
+def mean(points: Sequence[Point]) -> Point:
+    """Several measurements of one thing by one process as one."""
+    log_us = statistics.fmean(one.log_us for one in points)
+    return Point(log_us, math.fsum(one.variance for one in points) / len(points) ** 2)
+
+
 def paired(samples: Samples, others: Samples) -> Point:
     """The ratio of two things that one process sampled turn by turn, `others` below the line."""
     count = min(len(samples.values), len(others.values))

@@ -113,10 +113,12 @@ class Gate:
     def _touched(self, call: Call) -> list[str]:
         """What the run changed although it may only read it."""
         names = []
-        before, after = read_only(self.pristine), read_only(call)
-        for name, tensor in before.items():
-            if not same_bits(after[name], tensor):
-                names.append(name)
+        whole, found = read_only(self.pristine), read_only(call)
+        views, seen = self.pristine.tensors(), call.tensors()
+        for there, storage in whole.items():
+            if not same_bits(found[there], storage):
+                hit = [name for name in there if not same_bits(seen[name], views[name])]
+                names += hit or [f"what lies between {', '.join(there)}"]
         before, after = self.pristine.kept(), call.kept()
         for name, tensor in before.items():
             if not same_bits(after[name], tensor):
@@ -239,8 +241,9 @@ def _ends_and(size: int, count: int, rng: random.Random) -> list[int]:
     return sorted([0, size - 1, *rng.sample(range(1, size - 1), count - 2)])
 
 
-def read_only(call: Call) -> dict[str, Tensor]:
-    """Everything the call may only read, with its gaps: other slices of a projection live there."""
+def read_only(call: Call) -> dict[tuple[str, ...], Tensor]:
+    """The storages that the call may only read, by the names of their tensors: with the gaps
+    between those, for other slices of a projection live there."""
     outputs = call.outputs()
     shared: dict[int, list[str]] = {}
     storages = {}
@@ -249,7 +252,7 @@ def read_only(call: Call) -> dict[str, Tensor]:
             address = tensor.untyped_storage().data_ptr()
             shared.setdefault(address, []).append(name)
             storages[address] = whole_storage(tensor)
-    return {", ".join(shared[address]): storage for address, storage in storages.items()}
+    return {tuple(shared[address]): storage for address, storage in storages.items()}
 
 
 def distance(result: Tensor, truth: Tensor) -> tuple[float, float]:

@@ -27,6 +27,7 @@ from .ledger import FAILED, Outcome, Slot
 from .presets import Side
 from .records import Row
 from .runner import Runner
+from .sides import NoRecords, record_files
 
 RIGHT, WRONG, NOTHING, INTERRUPTED = 0, 1, 3, 130
 
@@ -58,6 +59,20 @@ def make_jobs(points: Sequence[Sequence[Side]], asked: str | None) -> list[Job]:
     if not jobs:
         raise UsageError(f"--backend: nobody of {asked} is in this grid")
     return list(dict.fromkeys(jobs))
+
+
+def files_below(paths: Sequence[Path]) -> list[Path]:
+    """The record files named, and those below the folders named.
+
+    Raises UsageError for a file that is missing, NoRecords without any.
+    """
+    files = [file for path in paths for file in record_files(path)]
+    missing = [file for file in files if not file.is_file()]
+    if missing:
+        raise UsageError(f"no such record file: {', '.join(map(str, missing))}")
+    if not files:
+        raise NoRecords(*paths)
+    return files
 
 
 def refuse_too_large(grid: Sequence[Problem]) -> None:

@@ -32,6 +32,8 @@ FIGURES = {  # of a compiled kernel, in the same way
     "threads": "threads",
 }
 FOLDED = ("reason", "config")
+DIMS = ("B", "L", "H", "G", "P", "N", "R", "S")
+SAID_BELOW = ("dtype", "h", *DIMS, *OPTIONS)  # even of a single row
 TEXT = ("op", "dtype", "h", "backend", "status", "kernel", *OPTIONS)
 WORTH_TELLING_S = 10.0  # of a run: where its time went
 WIDE = 132  # columns where there is no terminal to ask
@@ -161,7 +163,10 @@ def dtype_of(problem: dict[str, Any]) -> str:
 
 def problem_name(problem: dict[str, Any]) -> str:
     """The dims of a problem on one line; of what problems have in common, those that it has."""
-    shown = [f"{dim}={problem[dim]}" for dim in ("B", "L", "H", "P", "N", "R") if dim in problem]
+    dims = ["B", "L", "H", "P", "N", "R"]
+    if problem.get("S") is not None and problem["S"] != problem["N"] // 4:
+        dims.append("S")
+    shown = [f"{dim}={problem[dim]}" for dim in dims if dim in problem]
     if problem.get("L") == 1:  # a decode step of a recurrence
         shown.remove("L=1")
     state = problem.get("state_dtype", "float32")
@@ -200,7 +205,8 @@ def _table(lines: Sequence[dict[str, str]], keep: Sequence[str]) -> RenderableTy
         values = {line[name] for line in lines if name in line}
         if values == {""}:
             continue
-        if len(values) == 1 and len(lines) > 1 and name not in (*keep, "reason"):
+        once = len(values) == 1 and name not in (*keep, "reason")
+        if once and (len(lines) > 1 or name in SAID_BELOW):
             same.append(f"{name} {values.pop()}")
             continue
         shown.append(name)
@@ -216,7 +222,7 @@ def _table(lines: Sequence[dict[str, str]], keep: Sequence[str]) -> RenderableTy
 def _problem(row: Row) -> dict[str, str]:
     """What tells one problem from another, each in its column."""
     problem = row.problem
-    dims = {dim: str(problem.get(dim, "")) for dim in ("B", "L", "H", "G", "P", "N", "R", "S")}
+    dims = {dim: str(problem.get(dim, "")) for dim in DIMS}
     options = {name: str(problem.get(key, "")) for name, key in OPTIONS.items()}
     decodes = row.op.endswith("decode")  # and always goes on from a state
     if decodes and problem["L"] == 1:

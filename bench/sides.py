@@ -110,18 +110,27 @@ class Timed:
 
 
 def timed(rows: Sequence[Row], kind: Kind) -> dict[str, Timed]:
-    """The times of some rows that answer to a kind: `device` is cold and warm."""
+    """The times of some rows that answer to a kind: `device` is cold and warm.
+
+    What one process measured several times, beside different others, is one point. A row that does
+    not say when its process started is taken for one of its own.
+    """
     found = {}
     for name in ("cold", "warm") if kind == "device" else (kind,):
         having = [(row, samples) for row in rows if (samples := samples_of(row, name))]
         if not having:
             continue
         times = [row.times for row, _ in having if row.times]
+        processes: dict[tuple[object, ...], list[Point]] = {}
+        for number, (row, samples) in enumerate(having):
+            started, gpu = records.worker(row)
+            process = (number,) if started is None else (started, gpu, row.repeat)
+            processes.setdefault(process, []).append(estimate.point(samples))
         clocks = [one.sm_clock_mhz for one in times if one.sm_clock_mhz and name != "host"]
         found[name] = Timed(
             kind=name,
             device=times[0].device,
-            points=[estimate.point(samples) for _, samples in having],
+            points=[estimate.mean(points) for points in processes.values()],
             clock_mhz=statistics.fmean(clocks) if clocks else None,
             config=having[0][0].config,
         )

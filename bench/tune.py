@@ -45,6 +45,7 @@ from .session import (
     command_line,
     conclude,
     device_of,
+    files_below,
     make_jobs,
     name_lost,
     perform,
@@ -59,9 +60,6 @@ REPLAYED = ("--replay", "--out", "--ship", "--op", "--backend")  # options that 
 def run(page: Console, arguments: argparse.Namespace, given: Sequence[str]) -> int:
     """Tune, or decide a recorded tuning again; returns the exit code. Raises UsageError."""
     if arguments.replay:
-        missing = [str(path) for path in arguments.replay if not path.is_file()]
-        if missing:
-            raise UsageError(f"no such record file: {', '.join(missing)}")
         return present(page, recorded(arguments, given), arguments)
     plugins.load(arguments.plugin)
     device = device_of(arguments)
@@ -91,7 +89,8 @@ def run(page: Console, arguments: argparse.Namespace, given: Sequence[str]) -> i
     if raced.interrupted:
         return conclude(page, raced, records_path(arguments))
     finals = replace(settings, kind="sweep", budget_s=CONFIRM_S)
-    wrong = caught(records_path(arguments), raced.all)
+    on_record = records.read(records.files_of(records_path(arguments)))
+    wrong = caught(on_record, raced.all)
     jobs = confirmations(read(wrong + raced.all), left, arguments.confirm)
     confirmed = (
         perform(page, arguments, finals, jobs, "confirm", ahead=False) if jobs else Outcome()
@@ -100,13 +99,28 @@ def run(page: Console, arguments: argparse.Namespace, given: Sequence[str]) -> i
         return conclude(page, confirmed, records_path(arguments))
     for outcome in (compiled, raced, confirmed):
         name_lost(page, outcome)
+    if others := others_than(fields, on_record):
+        path = records_path(arguments)
+        more = f"{others} more problem{'s' if others > 1 else ''}"
+        text = f"{more} tuned into {path} before: `mamba3-bench tune --replay {path}` decides all"
+        page.print(f"[yellow]{escape(text)}[/]", highlight=False, soft_wrap=True)
     return present(page, wrong + rows + raced.all + confirmed.all, arguments)
 
 
-def caught(path: Path | None, raced: Sequence[Row]) -> list[Row]:
+def others_than(fields: Sequence[Job], on_record: Sequence[Row]) -> int:
+    """How many problems were tuned into the same records by commands that asked for others."""
+    asked = {
+        _name(entry.problem.op, entry.backend, entry.problem.as_dict())
+        for job in fields
+        for entry in job.entries
+    }
+    there = {_name(r.op, r.backend, r.problem) for r in on_record if r.kind == "tune"}
+    return len(there - asked)
+
+
+def caught(on_record: Sequence[Row], raced: Sequence[Row]) -> list[Row]:
     """The rows on record that found a candidate of these problems wrong, by whatever run."""
     asked = {_name(row.op, row.backend, row.problem) for row in raced}
-    on_record = records.read(records.files_of(path))
     return [
         row
         for row in on_record
@@ -115,13 +129,16 @@ def caught(path: Path | None, raced: Sequence[Row]) -> list[Row]:
 
 
 def recorded(arguments: argparse.Namespace, given: Sequence[str]) -> list[Row]:
-    """The rows to decide again; raises UsageError for options that say how to measure."""
+    """The rows to decide again; raises UsageError for options that say how to measure, and as
+    `files_below` does.
+    """
     options = [word.split("=")[0] for word in given if word.startswith("--")]
     others = [one for one in options if not any(name.startswith(one) for name in REPLAYED)]
     if others:
         names = ", ".join(dict.fromkeys(others))
         raise UsageError(f"{names}: --replay decides what is recorded; leave it out")
-    ((rows,),) = chosen([[records.read(arguments.replay)]], arguments.op, arguments.backend)
+    files = files_below(arguments.replay)
+    ((rows,),) = chosen([[records.read(files)]], arguments.op, arguments.backend)
     return rows
 
 

@@ -11,6 +11,7 @@ from .frame import DIMS, DTYPES
 
 UNTOLD = ("ok", "inaccurate", "skipped", "throttled")  # say nothing of a kernel without a time
 GROUP = ("device", "op", *DTYPES)
+MATMUL = "problem.option.matmul"
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +20,7 @@ class Average:
 
     device: str
     op: str
-    dtype: str
+    dtype: str  # tf32 for float32 with such products
     state_dtype: str
     backend: str
     kind: str  # cold or warm
@@ -40,6 +41,9 @@ def averages(table: pd.DataFrame) -> list[Average]:
     are the backends with at least one time; one without is listed with no mean.
     """
     found = []
+    if MATMUL in table:
+        products = table[MATMUL] == "tf32"
+        table = table.assign(dtype=table["dtype"].mask(products, "tf32"))
     for names, group in table.groupby(list(GROUP), dropna=False, sort=True):
         kind = "cold" if group["cold_us"].notna().any() else "warm"
         if group[f"{kind}_us"].notna().any():

@@ -11,6 +11,7 @@ from ..bench.sides import NoRecords
 from . import contest
 from .accuracy import accuracy
 from .averages import averages
+from .files import supersede
 from .frame import frame
 from .ink import inks, save
 from .latency import latency
@@ -69,7 +70,9 @@ def write(record_paths: list[Path], out: Path) -> list[Path]:
     figures = [(drawing, save(drawing, out / "figures")) for drawing in drawings]
     index = out / "index.html"
     index.write_text(page(rows, table, met, figures, selftests, superseded), encoding="utf-8")
-    return [*written, *(path for _, files in figures for path in files), index]
+    written += [*(path for _, files in figures for path in files), index]
+    supersede(out, written)
+    return written
 
 
 def tables(rows: list[Row], table: pd.DataFrame, met: list[Contest]) -> dict[str, pd.DataFrame]:

@@ -36,11 +36,16 @@ class Measured:
 
 
 def merged(rows: Iterable[Row]) -> list[Measured]:
-    """The lines of some rows, in the order of their first."""
+    """The lines of some rows, in the order of their first.
+
+    Repeats are of one kind and of one match: a check is no measurement, and what met others in the
+    same process is measured a second time there.
+    """
     groups: dict[str, list[Row]] = {}
     for row in rows:
         shared = {name: row.environment.get(name) for name in SHARED}
-        same = [row.op, row.backend, row.status, row.problem, row.config, row.seed, shared]
+        what = [row.op, row.backend, row.problem, row.config]
+        same = [*what, row.kind, row.match, row.status, row.seed, shared]
         known = groups.setdefault(json.dumps(same, sort_keys=True, default=str), [])
         # two rows of one repeat are two measurements: they come from two files
         if any(other.repeat == row.repeat for other in known):

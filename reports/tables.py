@@ -157,8 +157,10 @@ def compiled(rows: Iterable[Row]) -> list[list[str]]:
 
 
 def shape(line: "pd.Series[Any]") -> str:
-    """`B8 L2048 H64 G1 P64 N128 R1`, of the dims that the problem has."""
-    return " ".join(f"{dim}{line[dim]:.0f}" for dim in DIMS if pd.notna(line[dim]) and dim != "S")
+    """`B8 L2048 H64 G1 P64 N128 R1`, of the dims that the problem has; S where it is no quarter."""
+    usual = pd.notna(line["S"]) and line["S"] == line["N"] // 4
+    there = [dim for dim in DIMS if pd.notna(line[dim]) and not (dim == "S" and usual)]
+    return " ".join(f"{dim}{line[dim]:.0f}" for dim in there)
 
 
 def dtypes(dtype: Any, state_dtype: Any) -> str:

@@ -47,8 +47,9 @@ def show(
 
 
 def _rows(table: pd.DataFrame) -> Table:
-    places = [COLUMNS.index(name) for name in SHOWN]
-    grid = Table(*SHOWN, box=None, title="rows", title_justify="left")
+    shown = [*SHOWN[:4], *(("variant",) if table["variant"].any() else ()), *SHOWN[4:]]
+    places = [COLUMNS.index(name) for name in shown]
+    grid = Table(*shown, box=None, title="rows", title_justify="left")
     for _, line in table.head(MOST_ROWS).iterrows():
         texts = [_plain(cells(line)[place]) for place in places]
         grid.add_row(f"[{_colour(texts[0])}]{texts[0]}[/]", *texts[1:])

@@ -13,6 +13,7 @@ from matplotlib.lines import Line2D
 from ..bench import shipping
 from ..bench.cover import WITHIN, Cover
 from ..bench.fields import Candidate, Decision
+from .files import supersede
 from .ink import COLOURS, GREY, Drawing, legend, log_ticks, panels, save, style
 from .limits import error_ratio
 from .page import data_uri
@@ -51,10 +52,13 @@ def write(decisions: Sequence[Decision], out: Path) -> Path:
     """Write index.html and a figure for each field into a folder; returns the page's path."""
     out.mkdir(parents=True, exist_ok=True)
     fields, names = [], shipping.names_of(decisions)
+    figures: list[Path] = []
     for number, (one, name) in enumerate(zip(decisions, names, strict=True), 1):
         title = f"{one.field.backend} {name}"
         drawing = scatter(one, f"tuning-{number}", title)
-        image = data_uri(save(drawing, out / "figures")) if drawing else ""
+        files = save(drawing, out / "figures") if drawing else ()
+        image = data_uri(files) if files else ""
+        figures += files
         ordered = sorted(one.field.candidates, key=_order)
         fields.append(_Field(title, image, [cells(one, each) for each in ordered]))
     environment = Environment(
@@ -79,6 +83,7 @@ def write(decisions: Sequence[Decision], out: Path) -> Path:
     )
     index = out / "index.html"
     index.write_text(page, encoding="utf-8")
+    supersede(out, [*figures, index])
     return index
 
 

@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 from functools import partial
+from pathlib import Path
 
 import pytest
 
@@ -113,6 +114,9 @@ def test_help_imports_nothing_heavy():
         ("check --op=", "--op: expected words out of prefill, decode"),
         ("check --colour red", "unrecognized arguments: --colour red"),
         ("report nowhere.jsonl", "no such record file: nowhere.jsonl"),
+        ("tune --replay nowhere.jsonl", "no such record file: nowhere.jsonl"),
+        (f"tune --replay {Path(__file__).parent / 'peers'}", "no records in"),
+        ("resources --gpus 9", "--gpus: what only compiles uses no GPU; leave it out"),
         ("report /dev/null", "no such record file: /dev/null"),
         (f"report {__file__}", "test_cli.py:1: not a record"),
         ("check --device cuda", "--device cuda: no GPU"),

@@ -367,6 +367,15 @@ def test_runs_of_one_folder_are_repeats(folder, tmp_path):
     assert line.effect.old_us == pytest.approx(math.sqrt(100 * 104), rel=1e-3)
 
 
+def test_one_process_is_one_point():
+    """What it measured twice, beside others each time, tells nothing of other processes."""
+    at = {"environment": GPU | {"date": "2026-01-01T00:00:00+00:00"}}
+    old = [row(us, key=key, **at) for us, key in ((100.0, "1"), (108.0, "2"))]
+    (line,) = compare([old], [[row(100.0)]]).lines
+    assert line.effect.processes == (1, 1)
+    assert line.effect.old_us == pytest.approx(math.sqrt(100 * 108), rel=1e-3)
+
+
 def test_copies_are_no_repeats(folder, tmp_path, capsys):
     """A packed and a renamed copy change no verdict and no interval, and are said."""
     problems = [PROBLEM | {"B": b} for b in range(4, 12)]

@@ -136,7 +136,7 @@ def test_the_fastest_right_config_wins(decisions, op):
 
 def test_replay_decides_the_same(tuned, decisions, tmp_path, capsys):
     """From the records alone: the winners, the page with every candidate, and the exports."""
-    assert main(["tune", "--replay", str(tuned), "--out", str(tmp_path)]) == 0
+    assert main(["tune", "--replay", str(tuned.parent), "--out", str(tmp_path)]) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert "more=0" in said
     page = (tmp_path / "index.html").read_text()
@@ -165,10 +165,14 @@ def test_replay_takes_no_axes(tuned, tmp_path, capsys, option):
 def test_replay_of_some(tuned, tmp_path, capsys):
     """An op or a backend alone is decided, and its winners alone written."""
     line = ["tune", "--replay", str(tuned), "--out", str(tmp_path)]
+    assert main(line) == 0  # of which no figure is left by the next
+    assert len(list((tmp_path / "figures").iterdir())) == 4
+    capsys.readouterr()
     assert main([*line, "--op", "decode"]) == 0
     said = capsys.readouterr().out
     assert "decode" in said
     assert "prefill" not in said
+    assert len(list((tmp_path / "figures").iterdir())) == 2
     assert main([*line, "--backend", "triton"]) == NOTHING
 
 
@@ -188,7 +192,7 @@ def test_export_as_t4(decisions):
     assert {one["invalidity"] for one in timed} == {"correct"}
 
 
-def test_kill_and_resume(tmp_path, monkeypatch):
+def test_kill_and_resume(tmp_path, monkeypatch, capsys):
     """After kill -9 the same command goes on: no candidate that has its row runs again."""
     monkeypatch.setenv(SPACE, "0:,0:zeros,4:")
     path = tmp_path / "out" / "records.jsonl"
@@ -219,6 +223,13 @@ def test_kill_and_resume(tmp_path, monkeypatch):
     assert [one.outcome for one in decision.field.candidates] == [
         "correct", "correct", "correctness", "correct",
     ]  # fmt: skip
+    capsys.readouterr()
+    line[line.index("9")] = "10"  # another problem into the same records
+    assert main(line) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "1 more problem tuned into" in said
+    assert main(["tune", "--replay", str(path), "--out", str(tmp_path / "all")]) == 0
+    assert "more problem" not in capsys.readouterr().out
 
 
 def test_nothing_to_tune(capsys):

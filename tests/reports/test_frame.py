@@ -242,6 +242,33 @@ def test_repeats_are_one_line(make_row) -> None:
     assert width[0] < width[1]
 
 
+def test_a_check_is_no_repeat(make_row) -> None:
+    """A check beside three measurements takes none of them away, whichever comes first."""
+    check = replace(make_row(key="check"), kind="check")
+    rows = [replace(make_row(cold=9.0, key=str(i)), repeat=i) for i in range(3)]
+    for together in ([check, *rows], [*rows, check]):
+        table = frame(together)
+        found = zip(table["repeats"], table["cold_us"].notna(), strict=True)
+        assert sorted(found) == [(1, False), (3, True)]
+
+
+def test_two_measurements_of_one_process_are_two_lines(make_row) -> None:
+    """What met different others in the same process, in each of two repeats."""
+    rows = [
+        replace(make_row(cold=9.0, key=f"{match} {i}"), repeat=i, match=match)
+        for i in range(2)
+        for match in ("a", "b")
+    ]
+    assert list(frame(rows)["repeats"]) == [2, 2]
+
+
+def test_averages_keep_tf32_apart(make_row) -> None:
+    """Rounded products are another dtype, as on the command line."""
+    dims = {"dtype": torch.float32, "warm": 9.0}
+    found = averages(frame([make_row(**dims), make_row(**dims, matmul="tf32")]))
+    assert [average.dtype for average in found] == ["float32", "tf32"]
+
+
 @pytest.mark.parametrize("repeats", [1, 3])
 def test_a_cpu_in_the_report_does_not_blur_a_gpu(make_row, repeats) -> None:
     """Each has the scatter of its own: with or without the other the intervals are the same."""

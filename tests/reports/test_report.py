@@ -25,6 +25,7 @@ from mamba3_bench.bench.records import Error, Status
 from mamba3_bench.bench.sides import NoRecords
 from mamba3_bench.reports import latency as latency_module
 from mamba3_bench.reports.accuracy import accuracy
+from mamba3_bench.reports.files import NOTE
 from mamba3_bench.reports.frame import frame
 from mamba3_bench.reports.ink import inks
 from mamba3_bench.reports.latency import latency
@@ -61,7 +62,8 @@ class Page(HTMLParser):
 
 def test_every_file_is_written(report) -> None:
     """write() returns what it wrote: tables, each figure twice, and the page."""
-    assert sorted(report.written) == sorted(p for p in report.folder.rglob("*") if p.is_file())
+    there = [path for path in report.folder.rglob("*") if path.is_file() and path.name != NOTE]
+    assert sorted(report.written) == sorted(there)
     assert all(path.stat().st_size > 0 for path in report.written)
     stems = {path.stem for path in report.written if path.suffix == ".svg"}
     assert {path.stem for path in report.written if path.suffix == ".png"} == stems
@@ -243,6 +245,22 @@ def test_script_of_the_page_is_valid(report, tmp_path: Path) -> None:
     script.write_text(report.html.split("<script>")[1].split("</script>")[0])
     done = subprocess.run(["node", "--check", script], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_of_an_earlier_report_nothing_is_left(make_row, record, tmp_path: Path) -> None:
+    """Its tables and figures go, what others put there stays, and so does what it does not own."""
+    own, other = tmp_path / "report" / "figures" / "mine.svg", tmp_path / "other.csv"
+    met = [make_row(cold=9.0), make_row("cute", "timeout", reason="no")]
+    before = write([record(met)], tmp_path / "report")
+    for path in (own, other):
+        path.touch()
+    with (tmp_path / "report" / NOTE).open("a") as note:
+        note.write("../other.csv\n")
+    after = write([record([make_row(warm=9.0, timer="cpu")])], tmp_path / "report")
+    left = {path for path in (tmp_path / "report").rglob("*") if path.is_file()}
+    assert left == {*after, own, tmp_path / "report" / NOTE}
+    assert set(before) - left
+    assert other.exists()
 
 
 def test_markdown_holds_every_row(report) -> None:
