@@ -43,10 +43,13 @@ class Job:
     """Those who are timed interleaved, so that their ratios are fair; often of one problem."""
 
     entries: tuple[Entry, ...]
+    whole: str = ""  # of what is left of a job: the match of that job
 
     @property
     def match(self) -> str:
-        """A name for its entries together, the same in each repeat."""
+        """A name for its entries together, the same in each repeat and of what is left of it."""
+        if self.whole:
+            return self.whole
         parts = [(one.problem.as_dict(), one.backend, one.config) for one in self.entries]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
 

@@ -97,7 +97,7 @@ class Ledger:
             self.outcome.recorded += [known[e.key] for e in keyed if e.key not in left]
             total += len(job.entries)
             if fresh:
-                queue.append(Job(tuple(fresh)))
+                queue.append(Job(tuple(fresh), job.match))
         self.observer.planned(total, len(self.outcome.recorded))
         return queue
 

@@ -199,7 +199,9 @@ class Runner:
                 self.ledger.keep(row)
             case Finished(healthy):
                 if seat.left:  # another's fault ended it: in a fresh process
-                    self.queue.appendleft(Job(tuple(seat.left.values())))
+                    assert seat.job is not None
+                    rest = Job(tuple(seat.left.values()), seat.job.match)
+                    self.queue.appendleft(rest)
                 seat.job, seat.left = None, {}
                 if not healthy:
                     self._bury(seat)
@@ -214,8 +216,10 @@ class Runner:
     def _give_up(self, seat: Seat, reason: str) -> None:
         """Go on without a place where no worker starts; raises RunError if it is the last."""
         others = [other for other in self.seats if other is not seat]
-        if not any(other.environment for other in others):
+        if not others:
             raise RunError(f"workers do not start: {reason}")
+        if others[0].process is None and not any(other.environment for other in others):
+            self._start(others[0])
         if seat.job is not None:
             self.queue.appendleft(seat.job)
         self.seats = others
@@ -253,8 +257,8 @@ class Runner:
             row = blank_row(entry, self.settings, seat.environment or {}, job.match)
             what = f"{reason}; during: {seat.stage.what}"
             self.ledger.keep(replace(row, status=status, reason=what))
-            rest = [tuple(left.values())] if left else []
-        else:
-            rest = [(entry,) for entry in left.values()]
-        self.queue.extendleft(Job(entries) for entries in reversed(rest))
+            rest = [Job(tuple(left.values()), job.match)] if left else []
+        else:  # each by itself, in turns with nobody: no part of the match
+            rest = [Job((entry,)) for entry in left.values()]
+        self.queue.extendleft(reversed(rest))
         seat.job, seat.left = None, {}

@@ -41,16 +41,24 @@ def record_files(path: Path) -> list[Path]:
 def load(path: Path) -> list[list[Row]]:
     """The rows of each record file, as `record_files` finds them; of a key the last row counts.
 
-    What only led a tuning to its finalists is left out. Raises NoRecords.
+    What only led a tuning to its finalists is left out, and so are rows that were compiled and not
+    run, and those of an earlier source of a kernel that the same file has again. Raises NoRecords.
     """
-    runs = [
-        [r for r in {row.key: row for row in records.read([f])}.values() if not r.screening]
-        for f in record_files(path)
-        if f.exists()
-    ]
+    runs = [_current(records.read([file])) for file in record_files(path) if file.exists()]
     if not any(runs):
         raise NoRecords(path)
     return runs
+
+
+def _current(rows: Iterable[Row]) -> list[Row]:
+    """Of a file's rows those that tell how fast and how right its kernels are now."""
+    ran = [row for row in rows if not row.screening and row.kind != "resources"]
+
+    def what(row: Row) -> str:
+        return json.dumps((row.op, row.backend, row.problem), sort_keys=True)
+
+    source = {what(row): row.source for row in ran}
+    return [r for r in {row.key: row for row in ran}.values() if r.source == source[what(r)]]
 
 
 def chosen(

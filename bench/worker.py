@@ -31,6 +31,7 @@ from .jobs import Done, Entry, Expect, Finished, Hello, Job, Settings, Stage, St
 from .race import Race
 from .records import Times
 from .rows import NotRun, blank_row, explain
+from .sampler import Throttled
 from .timing import CpuBench, host_time
 
 PR_SET_PDEATHSIG = 1
@@ -125,9 +126,9 @@ class Worker:
         except DeviceLost:
             return False
         except Exception as error:
-            if len(left) > 1 and not self._healthy():
+            if len(left) > 1 and not isinstance(error, Throttled):
                 raise  # ends this process: the parent runs each entry left by itself
-            for index in list(left):  # nobody's in particular: every entry left gets it
+            for index in list(left):
                 self._fail(left, index, error)
         return self._healthy()
 

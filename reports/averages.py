@@ -36,9 +36,10 @@ class Average:
 def averages(table: pd.DataFrame) -> list[Average]:
     """Every backend of every group of one device, op and dtypes that has a time.
 
-    A group uses cold times if it has any, else warm ones. Of several commits the one counts that a
-    backend ran last at a shape, with a time or a failure; of several configs the fastest. Rivals
-    are the backends with at least one time; one without is listed with no mean.
+    A group uses cold times if it has any, else warm ones. Of several commits, and of several
+    sources of one, that counts that a backend ran last at a shape, with a time or a failure; of
+    several configs the fastest. Rivals are the backends with at least one time; one without is
+    listed with no mean.
     """
     found = []
     if MATMUL in table:
@@ -82,7 +83,7 @@ def _latest(group: pd.DataFrame, kind: str) -> pd.DataFrame:
     """The rows with a time, of the last commit of each backend and shape: none if it failed."""
     timed = group[f"{kind}_us"].notna()
     ran = group[timed | ~group["status"].isin(UNTOLD)]
-    made = ran["commit"].map(str) + ran["dirty"].map(str)
+    made = ran["commit"].map(str) + ran["dirty"].map(str) + ran["source"].map(str)
     dated = ran.assign(made=made, date=ran["date"].fillna("")).sort_values("date", kind="stable")
     last = dated.groupby(["backend", "shape"])["made"].transform("last")
     kept = dated.index[dated["made"] == last]

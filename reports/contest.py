@@ -15,7 +15,12 @@ from .versus import Contest, Line
 
 COLUMNS = ("contender", "shape", "status", "µs", "error / bound", "published µs", "reason")
 DIMS = ("B", "L", "H", "G", "P", "N", "R")
-FACETS = {"L": ("N", "B"), "N": ("B", "state_dtype"), "B": ("N", "state_dtype")}
+# what else differs along an axis: two of it are panels, the third tells figures apart
+BESIDE = {
+    "L": ("N", "B", "state_dtype"),
+    "N": ("B", "L", "state_dtype"),
+    "B": ("N", "L", "state_dtype"),
+}
 EXPLAINED = (
     "Rows were timed interleaved, turn by turn; a ratio is a row's time over that of ours, with "
     "its 95 % interval: above 1 ours is faster. ★ the fastest of other people's at "
@@ -127,20 +132,30 @@ def drawings(contests: Sequence[Contest]) -> list[Drawing]:
     for (device, phase, dtype, rank), group in lines.groupby(keys):
         varied = [axis for axis in WORDS if group[axis].nunique() > 1]
         for axis in varied or ["L" if phase == "prefill" else "N"]:
-            name = f"{phase}-{len(found) + 1}"
-            what = ", ".join(str(part) for part in (phase, rank, dtype, f"on {device}") if part)
-            found.append(_draw(name, what, axis, group))
+            facets, held = facets_of(axis, group)
+            for value, part in group.groupby(held):
+                if varied and part[axis].nunique() < 2:
+                    continue
+                fixed = panel_title((held,), (value,))
+                parts = (phase, rank, dtype, fixed, f"on {device}")
+                what = ", ".join(str(one) for one in parts if one)
+                found.append(_draw(f"{phase}-{len(found) + 1}", what, axis, facets, part))
     return found
+
+
+def facets_of(axis: str, rows: pd.DataFrame) -> tuple[list[str], str]:
+    """The two fields that panels differ in, and the one that is the same in a whole figure."""
+    order = sorted(BESIDE[axis], key=lambda name: rows[name].nunique() < 2)
+    return sorted(order[:2], key=BESIDE[axis].index), order[2]
 
 
 def rank_of(contest: Contest) -> str:
     """The rank that all contenders have; empty if it differs: then their names tell."""
     ranks = {line.problem.get("R") for line in contest.lines}
-    return f"R = {ranks.pop()}" if len(ranks) == 1 else ""
+    return f"R = {ranks.pop()}" if len(ranks) == 1 and ranks != {None} else ""
 
 
-def _draw(name: str, what: str, axis: str, rows: pd.DataFrame) -> Drawing:
-    facets = list(FACETS[axis])
+def _draw(name: str, what: str, axis: str, facets: list[str], rows: pd.DataFrame) -> Drawing:
     combinations = sorted(set(rows[facets].itertuples(index=False, name=None)))
     shown = choose(combinations)
     figure, axes = panels(len(shown))
@@ -158,7 +173,7 @@ def _draw(name: str, what: str, axis: str, rows: pd.DataFrame) -> Drawing:
         label_x(axes, f"{WORDS[axis]} {axis} ({UNITS[axis]})")
         figure.supylabel("median time per call (µs), lower is better")
     legend(figure, [Line2D([], [], label=one, **ink[one].style("cold")) for one in names])
-    caption = "Families side by side, timed interleaved; the table below has ratios and intervals."
+    caption = "Families side by side, timed interleaved; the tables have ratios and intervals."
     if len(shown) < len(combinations):
         caption += f" {len(shown)} of {len(combinations)} panels are shown."
     drawn = Drawing("", "", "", figure, rows)

@@ -81,6 +81,7 @@ def flat(row: Row) -> dict[str, Any]:
         "gpu_uuid": environment.get("gpu_uuid"),
         "seed": row.seed,
         "commit": environment.get("commit"),
+        "source": row.source,
         "dirty": environment.get("dirty"),
         "date": environment.get("date"),
         "command": environment.get("command"),

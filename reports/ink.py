@@ -1,6 +1,6 @@
 """How figures look: one colour and marker per backend everywhere, and how they are saved."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -143,6 +143,14 @@ def legend(figure: Figure, entries: list[Line2D]) -> None:
     figure.set_figheight(figure.get_figheight() + 0.18 * (-(-len(entries) // columns)))
     with style():
         figure.legend(handles=entries, loc="outside lower center", ncols=columns)
+
+
+def with_count(shown: Sequence[Drawing], count: int) -> list[Drawing]:
+    """Figures of which there are `count`: if some are left out, the last one says so."""
+    if len(shown) == count:
+        return list(shown)
+    said = f" {len(shown)} of {count} such figures are shown; the table has all rows."
+    return [*shown[:-1], replace(shown[-1], caption=shown[-1].caption + said)]
 
 
 def save(drawing: Drawing, folder: Path) -> tuple[Path, Path]:

@@ -10,7 +10,7 @@ from matplotlib.lines import Line2D
 
 from .filters import text
 from .frame import DIMS, DTYPES
-from .ink import GREY, Drawing, Ink, label_x, legend, log_ticks, panels, style
+from .ink import GREY, Drawing, Ink, label_x, legend, log_ticks, panels, style, with_count
 
 WORDS = {"L": "sequence length", "N": "state size", "B": "batch"}
 UNITS = {"L": "tokens", "N": "elements", "B": "sequences"}
@@ -49,10 +49,11 @@ def latency(table: pd.DataFrame, ink: dict[str, Ink]) -> list[Drawing]:
             mine = [_draw(str(device), str(op), axis, next(parts(group, axis)), ink)]
         drawings += mine
     fullest = sorted(drawings, key=lambda pair: -pair[0])[:MOST_FIGURES]
-    return [
+    shown = [
         replace(drawing, name=f"{drawing.name}-{number}")
         for number, (_, drawing) in enumerate(fullest, 1)
     ]
+    return with_count(shown, len(drawings))
 
 
 def parts(group: pd.DataFrame, axis: str) -> Iterator[pd.DataFrame]:

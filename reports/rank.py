@@ -4,7 +4,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from .ink import Drawing, Ink, label_x, legend, log_ticks, panels, style
+from .ink import Drawing, Ink, label_x, legend, log_ticks, panels, style, with_count
 from .latency import BARS, draw_times, entries, held, parts, spread
 
 MOST_COLUMNS = 3
@@ -14,13 +14,17 @@ MOST_FIGURES = 6
 def rank(table: pd.DataFrame, ink: dict[str, Ink]) -> list[Drawing]:
     """Figures of the timed rows that differ in R, one per device, op and dtypes."""
     timed = table[(table["cold_us"].notna() | table["warm_us"].notna()) & table["R"].notna()]
-    drawings: list[Drawing] = []
-    for (device, op), group in timed.groupby(["device", "op"]):
-        for part in parts(group, "R"):
-            if part["R"].nunique() > 1 and len(drawings) < MOST_FIGURES:
-                number = len(drawings) + 1
-                drawings.append(_draw(f"rank-{op}-{number}", str(device), str(op), part, ink))
-    return drawings
+    having = [
+        (device, op, part)
+        for (device, op), group in timed.groupby(["device", "op"])
+        for part in parts(group, "R")
+        if part["R"].nunique() > 1
+    ]
+    drawings = [
+        _draw(f"rank-{op}-{number}", str(device), str(op), part, ink)
+        for number, (device, op, part) in enumerate(having[:MOST_FIGURES], 1)
+    ]
+    return with_count(drawings, len(having))
 
 
 def _draw(name: str, device: str, op: str, part: pd.DataFrame, ink: dict[str, Ink]) -> Drawing:

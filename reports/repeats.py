@@ -44,7 +44,7 @@ def merged(rows: Iterable[Row]) -> list[Measured]:
     groups: dict[str, list[Row]] = {}
     for row in rows:
         shared = {name: row.environment.get(name) for name in SHARED}
-        what = [row.op, row.backend, row.problem, row.config]
+        what = [row.op, row.backend, row.source, row.problem, row.config]
         same = [*what, row.kind, row.match, row.status, row.seed, shared]
         known = groups.setdefault(json.dumps(same, sort_keys=True, default=str), [])
         # two rows of one repeat are two measurements: they come from two files

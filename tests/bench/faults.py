@@ -254,6 +254,15 @@ def exits_when_timed(call, calls={}):  # noqa: B006 - counts its calls
         os._exit(8)
 
 
+@plant("prefill", "raises_when_timed")
+def raises_when_timed(call, calls={}):  # noqa: B006 - counts its calls
+    """Right twice on each problem, as often as a gate asks, and then out of memory."""
+    honest(call)
+    calls[call.problem] = calls.get(call.problem, 0) + 1
+    if calls[call.problem] > 2:
+        raise MemoryError("workspace exhausted")
+
+
 def waits(call):
     """On two batch rows, leaves its process's id in the folder and waits there."""
     honest(call)

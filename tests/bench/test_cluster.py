@@ -68,10 +68,12 @@ def test_two_workers_make_the_records_of_one(alone, tmp_path):
     assert facts(found) == alone
 
 
-def test_a_place_where_no_worker_starts_is_given_up(alone):
+@pytest.mark.parametrize("first", [True, False])
+def test_a_place_where_no_worker_starts_is_given_up(alone, first):
     """The other does its work, and the outcome says what was lost; with no other, the run ends."""
     broken = Slot("cpu", {"PYTHONHOME": "/nonexistent", "OMP_NUM_THREADS": "1"})
-    outcome = Runner(SETTINGS, [SLOT, broken], None, Watch()).run(JOBS)
+    slots = [broken, SLOT] if first else [SLOT, broken]
+    outcome = Runner(SETTINGS, slots, None, Watch()).run(JOBS)
     assert facts(outcome.rows) == alone
     (lost,) = outcome.lost
     assert "PYTHONHOME=/nonexistent" in lost

@@ -367,6 +367,19 @@ def test_runs_of_one_folder_are_repeats(folder, tmp_path):
     assert line.effect.old_us == pytest.approx(math.sqrt(100 * 104), rel=1e-3)
 
 
+def test_of_an_earlier_source_nothing_counts(folder):
+    """Nor what was compiled alone: a file that goes on after a change has the kernel as it is."""
+    wrong = {"errors": {"y": records.Error(math.nan, 1.0, math.nan, 1.0)}, "status": "wrong"}
+    new = [
+        row(key="1", source="before", **wrong),
+        row(100.0, key="2", source="after"),
+        row(key="3", source="after", status="skipped", kind="resources"),
+    ]
+    old, new = folder([row(100.0)], new)
+    (line,) = compare(load(Path(old)), load(Path(new))).lines
+    assert (line.case, line.effect.processes) == ("same", (1, 1))
+
+
 def test_one_process_is_one_point():
     """What it measured twice, beside others each time, tells nothing of other processes."""
     at = {"environment": GPU | {"date": "2026-01-01T00:00:00+00:00"}}

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -89,6 +90,7 @@ def rows(tmp_path_factory, silent):
         job(PREFILL, (*FAULTS, *RIGHT)),
         job(DECODE, (*DECODE_FAULTS, "honest")),
         job(SHORT, ("honest", "exits_when_timed")),
+        job(replace(SHORT, L=6), ("honest", "raises_when_timed")),
     ]
     slot = Slot("cpu", {"OMP_NUM_THREADS": "1"})
     outcome = Runner(settings, [slot], path, silent, timeout_s=HANG_S).run(jobs)
@@ -117,6 +119,20 @@ def test_crash_while_rivals_are_timed(rows):
     what = r"^worker died: exit code 8; during: timing$"
     check(rows["prefill", 5, "exits_when_timed"], "run-failed", what)
     assert rows["prefill", 5, "honest"].status == "ok"
+
+
+def test_error_while_rivals_are_timed(rows):
+    """It is the row of who raised it alone."""
+    check(
+        rows["prefill", 6, "raises_when_timed"], "run-failed", r"^out of memory: MemoryError: work"
+    )
+    assert rows["prefill", 6, "honest"].status == "ok"
+
+
+def test_who_ended_a_worker_stays_in_the_match(rows):
+    """The others go on without it, under the same name: a contest shows who failed."""
+    names = ("exits", "hangs", "zeros", "honest")
+    assert len({rows["prefill", 71, name].match for name in names}) == 1
 
 
 def check(row, status, reason):
@@ -151,7 +167,8 @@ def test_wrong_row_keeps_its_errors(rows):
 
 def test_each_fault_is_planted():
     """None of the kernels is left out."""
-    told = {*FAULTS, *DECODE_FAULTS, *RIGHT, "exits_when_timed", "waits", "waits_too"}
+    timed = ("exits_when_timed", "raises_when_timed")
+    told = {*FAULTS, *DECODE_FAULTS, *RIGHT, *timed, "waits", "waits_too"}
     planted = re.findall(r'plant\("(?:prefill|decode)", "(\w+)"', Path(PLUGIN).read_text())
     assert told == {*planted, "honest", *(f"skips_{name}" for name in ("phi", "h", "k", "x"))}
 

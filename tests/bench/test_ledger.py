@@ -61,6 +61,18 @@ def test_what_runs_again(planned, kind, statuses, again):
     assert planned(kind, statuses) == list(again)
 
 
+def test_what_is_left_of_a_job_keeps_its_match(path, silent):
+    """One has failed already: the others are the same contest as in a run that was not cut off."""
+    (problem,) = problems(Axes())
+    settings, job = Settings("sweep"), Job(tuple(Entry(problem, name) for name in BACKENDS))
+    entry = replace(job.entries[0], key=key(job.entries[0], settings, ENVIRONMENT))
+    failed = blank_row(entry, settings, ENVIRONMENT, job.match)
+    records.append(path, replace(failed, status="timeout", reason="for this test"))
+    (left,) = Ledger(settings, path, silent).plan([job], ENVIRONMENT)
+    assert len(left.entries) == len(BACKENDS) - 1
+    assert left.match == job.match
+
+
 def test_times_of_two_workers_are_no_contest(path, silent):
     """One of three was timed again and the run then ended: all are timed once more, together."""
     (problem,) = problems(Axes())

@@ -252,6 +252,21 @@ def test_a_check_is_no_repeat(make_row) -> None:
         assert sorted(found) == [(1, False), (3, True)]
 
 
+def test_two_sources_are_no_repeats(make_row) -> None:
+    """A kernel changed before its repeats were whole: two lines, and averages of the last one."""
+    day = {"gpu": "G", "commit": "c", "dirty": True}
+    rows = [
+        replace(make_row(cold=us, key=f"{source} {i}", environment=day | {"date": source}),
+                repeat=i, source=source)
+        for source, us, count in (("1", 10.0, 1), ("2", 20.0, 3)) for i in range(count)
+    ]  # fmt: skip
+    table = frame(rows)
+    found = zip(table["repeats"], table["cold_us"], strict=True)
+    assert sorted(found) == [(1, pytest.approx(10)), (3, pytest.approx(20))]
+    (average,) = averages(table)
+    assert average.mean_us == pytest.approx(20)
+
+
 def test_two_measurements_of_one_process_are_two_lines(make_row) -> None:
     """What met different others in the same process, in each of two repeats."""
     rows = [

@@ -16,6 +16,7 @@ from typing import get_args
 import pandas as pd
 import pytest
 import torch
+from matplotlib.figure import Figure
 from rich.console import Console
 
 from mamba3_bench.bench.axes import LARGEST
@@ -27,7 +28,7 @@ from mamba3_bench.reports import latency as latency_module
 from mamba3_bench.reports.accuracy import accuracy
 from mamba3_bench.reports.files import NOTE
 from mamba3_bench.reports.frame import frame
-from mamba3_bench.reports.ink import inks
+from mamba3_bench.reports.ink import Drawing, inks, with_count
 from mamba3_bench.reports.latency import latency
 from mamba3_bench.reports.main import show, write
 from mamba3_bench.reports.rank import rank
@@ -261,6 +262,15 @@ def test_of_an_earlier_report_nothing_is_left(make_row, record, tmp_path: Path) 
     assert left == {*after, own, tmp_path / "report" / NOTE}
     assert set(before) - left
     assert other.exists()
+
+
+def test_figures_that_are_left_out_are_counted() -> None:
+    """By the last one that is shown."""
+    shown = [Drawing(str(i), "", "Held.", Figure(), pd.DataFrame()) for i in range(2)]
+    assert with_count(shown, 2) == shown
+    first, last = with_count(shown, 5)
+    assert first == shown[0]
+    assert last.caption.startswith("Held. 2 of 5 such figures are shown")
 
 
 def test_markdown_holds_every_row(report) -> None:

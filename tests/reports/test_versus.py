@@ -291,6 +291,33 @@ def test_report_shows_families_side_by_side(row, record, tmp_path):
     assert (tmp_path / "versus.csv").is_file()
 
 
+def test_a_figure_holds_fixed_what_its_panels_do_not_name(row):
+    """Three dims vary beside the axis: no line mixes lengths or states, and all of it is said."""
+    found = contests(
+        row("prefill", who, drifting(n, 1.0), rival=n > 0, match=f"{size} {length} {batch} {state}",
+            state=(size,), length=(length,), batch=(batch,), state_dtype=(state,))
+        for size in (32, 64) for length in (64, 128) for batch in (1, 2)
+        for state in ("bf16", "fp32") for n, who in enumerate(("triton", "mamba_ssm"))
+    )  # fmt: skip
+    drawings = contest.drawings(found)
+    assert len(drawings) == 6  # three axes, two dtypes of the state
+    for drawing in drawings:
+        assert drawing.rows["state_dtype"].nunique() == 1
+        assert f"state = {drawing.rows['state_dtype'].iloc[0]}" in drawing.title
+        panels = [axes for axes in drawing.figure.axes if axes.get_title()]
+        points = sum(len(line.get_xdata()) for axes in panels for line in axes.lines)
+        assert points == len(drawing.rows) == 16
+
+
+def test_who_has_no_ranks_is_not_said_to_have_one(row):
+    """Mamba-2 has none."""
+    found = contests(
+        row("mamba2.decode", who, drifting(n, 1.0), state=(size,), match=str(size))
+        for size in (32, 64) for n, who in enumerate(("triton", "torch"))
+    )  # fmt: skip
+    assert all("None" not in drawing.title for drawing in contest.drawings(found))
+
+
 def test_ranks_that_met_apart_are_figures_of_their_own(row):
     """As many colours as contenders of one rank; ranks that met at one point share a figure."""
 
