@@ -3,7 +3,7 @@
 import fcntl
 import os
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from ..kernels.errors import Mamba3Error
 from . import records
 from .hardware import identity
-from .jobs import Job, Settings, Stage
+from .jobs import Entry, Job, Settings, Stage
 from .keys import key
 from .records import TIMED, Row, Status, worker
 
@@ -85,7 +85,7 @@ class Ledger:
         known = {row.key: row for row in records.read(records.files_of(self.path))}
         queue: deque[Job] = deque()
         total = 0
-        for job in self._keyed(jobs, environment):
+        for job in self._keyed(jobs, environment, known):
             keyed = job.entries
             self.outcome.asked += [entry.key for entry in keyed]
             fresh = [entry for entry in keyed if self._missing(known.get(entry.key))]
@@ -101,17 +101,29 @@ class Ledger:
         self.observer.planned(total, len(self.outcome.recorded))
         return queue
 
-    def _keyed(self, jobs: Sequence[Job], environment: dict[str, Any]) -> list[Job]:
-        """The jobs with the key of each entry; who is in several is another row in each."""
+    def _keyed(
+        self, jobs: Sequence[Job], environment: dict[str, Any], known: Mapping[str, Row]
+    ) -> list[Job]:
+        """The jobs with the key of each entry; who is in several is another row in each, and so is
+        in a sweep who was timed beside others before: no contest loses it.
+        """
         settings = self.settings
         keys = [[key(one, settings, environment) for one in job.entries] for job in jobs]
         count = Counter(name for names in keys for name in names)
+        met = Counter(row.match for row in known.values() if row.times)
+
+        def elsewhere(job: Job, one: Entry, name: str) -> bool:
+            row = known.get(name)
+            if row is None or row.times is None or one.place is not None or len(job.entries) == 1:
+                return False
+            return settings.kind == "sweep" and row.match != job.match and met[row.match] > 1
+
         found = []
         for job, names in zip(jobs, keys, strict=True):
             entries = [
-                replace(one, key=name)
-                if count[name] == 1
-                else replace(one, key=key(one, settings, environment, beside=job.match))
+                replace(one, key=key(one, settings, environment, beside=job.match))
+                if count[name] > 1 or elsewhere(job, one, name)
+                else replace(one, key=name)
                 for one, name in zip(job.entries, names, strict=True)
             ]
             found.append(Job(tuple(entries)))

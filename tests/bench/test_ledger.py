@@ -73,6 +73,29 @@ def test_what_is_left_of_a_job_keeps_its_match(path, silent):
     assert left.match == job.match
 
 
+def test_a_second_contest_leaves_the_first(path, silent):
+    """One of three meets another: it gets a row more there, and neither is timed a third time."""
+    (problem,) = problems(Axes())
+    settings = Settings("sweep")
+    first, second = (
+        Job(tuple(Entry(problem, name) for name in names))
+        for names in (BACKENDS, (BACKENDS[0], "tilelang"))
+    )
+    plan = Ledger(settings, path, silent).plan
+    for job, length in ((first, 3), (second, 2)):
+        (left,) = plan([job], ENVIRONMENT)
+        assert len(left.entries) == length
+        for entry in left.entries:
+            row = blank_row(entry, settings, ENVIRONMENT, left.match)
+            times = Times("cpu", None, summarise([9.0] * 8))
+            records.append(path, replace(row, status="ok", reason="", times=times))
+    assert [len(plan([job], ENVIRONMENT)) for job in (first, second, first)] == [0, 0, 0]
+    rows = records.read([path])
+    assert len({row.key for row in rows}) == len(rows) == 5
+    alone = Job((Entry(problem, BACKENDS[0]),))
+    assert not plan([alone], ENVIRONMENT)
+
+
 def test_times_of_two_workers_are_no_contest(path, silent):
     """One of three was timed again and the run then ended: all are timed once more, together."""
     (problem,) = problems(Axes())
