@@ -110,13 +110,14 @@ class Ledger:
         settings = self.settings
         keys = [[key(one, settings, environment) for one in job.entries] for job in jobs]
         count = Counter(name for names in keys for name in names)
-        met = Counter(row.match for row in known.values() if row.times)
+        met = Counter((row.match, row.repeat) for row in known.values() if row.times)
 
         def elsewhere(job: Job, one: Entry, name: str) -> bool:
             row = known.get(name)
             if row is None or row.times is None or one.place is not None or len(job.entries) == 1:
                 return False
-            return settings.kind == "sweep" and row.match != job.match and met[row.match] > 1
+            apart = settings.kind == "sweep" and row.match != job.match
+            return apart and met[row.match, row.repeat] > 1
 
         found = []
         for job, names in zip(jobs, keys, strict=True):

@@ -13,6 +13,6 @@ def supersede(out: Path, written: Sequence[Path]) -> None:
     earlier = note.read_text(encoding="utf-8").splitlines() if note.is_file() else []
     for name in set(earlier) - names:
         path = out / name
-        if path.resolve().is_relative_to(out.resolve()):
-            path.unlink(missing_ok=True)
+        if path.is_file() and path.resolve().is_relative_to(out.resolve()):
+            path.unlink()
     note.write_text("".join(f"{name}\n" for name in sorted(names)), encoding="utf-8")

@@ -96,6 +96,23 @@ def test_a_second_contest_leaves_the_first(path, silent):
     assert not plan([alone], ENVIRONMENT)
 
 
+def test_who_was_timed_alone_is_timed_again_beside_others(path, silent):
+    """Repeats of one that met nobody are no contest: it keeps its rows' keys."""
+    (problem,) = problems(Axes())
+    settings = Settings("sweep")
+    plan = Ledger(settings, path, silent).plan
+    repeats = [Job((Entry(problem, BACKENDS[0], repeat=i),)) for i in range(2)]
+    keys = set()
+    for left in plan(repeats, ENVIRONMENT):
+        row = blank_row(left.entries[0], settings, ENVIRONMENT, left.match)
+        times = Times("cpu", None, summarise([9.0] * 8))
+        records.append(path, replace(row, status="ok", reason="", times=times))
+        keys.add(row.key)
+    (left,) = plan([Job(tuple(Entry(problem, name) for name in BACKENDS))], ENVIRONMENT)
+    assert len(left.entries) == len(BACKENDS)
+    assert left.entries[0].key in keys
+
+
 def test_times_of_two_workers_are_no_contest(path, silent):
     """One of three was timed again and the run then ended: all are timed once more, together."""
     (problem,) = problems(Axes())
