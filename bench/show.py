@@ -161,10 +161,15 @@ def dtype_of(problem: dict[str, Any]) -> str:
     return SHORT.get(name, name)
 
 
+def is_quarter(problem: Any) -> bool:
+    """Whether as many pairs turn as the defaults say: a quarter of N. Then S need not be told."""
+    return bool(problem["S"] == problem["N"] // 4)
+
+
 def problem_name(problem: dict[str, Any]) -> str:
     """The dims of a problem on one line; of what problems have in common, those that it has."""
     dims = ["B", "L", "H", "P", "N", "R"]
-    if problem.get("S") is not None and problem["S"] != problem["N"] // 4:
+    if problem.get("S") is not None and not is_quarter(problem):
         dims.append("S")
     shown = [f"{dim}={problem[dim]}" for dim in dims if dim in problem]
     if problem.get("L") == 1:  # a decode step of a recurrence

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from .frame import DIMS, DTYPES
+from ..bench.show import DIMS
+from .frame import DTYPES
 
 UNTOLD = ("ok", "inaccurate", "skipped", "throttled")  # say nothing of a kernel without a time
 GROUP = ("device", "op", *DTYPES)

@@ -4,7 +4,7 @@ from typing import Any
 
 import pandas as pd
 
-from .frame import DIMS
+from ..bench.show import DIMS
 
 NAMES = ("op", "dtype", "backend", "status")
 

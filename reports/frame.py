@@ -9,11 +9,11 @@ from typing import Any
 import pandas as pd
 
 from ..bench.records import Row, Samples
+from ..bench.show import DIMS
 from ..kernels.registry import INTERPRETERS
 from .limits import error_ratio, limit, matmul_dtype
 from .repeats import Measured, Scatter, merged, noise_of
 
-DIMS = ("B", "L", "H", "G", "P", "N", "R", "S")
 DTYPES = ("dtype", "state_dtype")
 TIMES = ("cold", "warm", "host")
 STATISTICS = ("us", "q1_us", "q3_us", "samples", "dropped")

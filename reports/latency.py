@@ -8,8 +8,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
+from ..bench.show import DIMS
 from .filters import text
-from .frame import DIMS, DTYPES
+from .frame import DTYPES
 from .ink import GREY, Drawing, Ink, label_x, legend, log_ticks, panels, style, with_count
 
 WORDS = {"L": "sequence length", "N": "state size", "B": "batch"}

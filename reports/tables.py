@@ -8,8 +8,9 @@ from typing import Any
 import pandas as pd
 
 from ..bench.records import Row
+from ..bench.show import DIMS, is_quarter
 from .averages import Average
-from .frame import DIMS, flat
+from .frame import flat
 
 COLUMNS = (
     "status",
@@ -158,8 +159,7 @@ def compiled(rows: Iterable[Row]) -> list[list[str]]:
 
 def shape(line: "pd.Series[Any]") -> str:
     """`B8 L2048 H64 G1 P64 N128 R1`, of the dims that the problem has; S where it is no quarter."""
-    usual = pd.notna(line["S"]) and line["S"] == line["N"] // 4
-    there = [dim for dim in DIMS if pd.notna(line[dim]) and not (dim == "S" and usual)]
+    there = [dim for dim in DIMS if pd.notna(line[dim]) and not (dim == "S" and is_quarter(line))]
     return " ".join(f"{dim}{line[dim]:.0f}" for dim in there)
 
 
