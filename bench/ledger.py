@@ -127,7 +127,7 @@ class Ledger:
                 else replace(one, key=name)
                 for one, name in zip(job.entries, names, strict=True)
             ]
-            found.append(Job(tuple(entries)))
+            found.append(replace(job, entries=tuple(entries)))
         return found
 
     def _missing(self, row: Row | None, again: Sequence[Status] = ()) -> bool:

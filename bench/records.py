@@ -174,6 +174,11 @@ def worker(row: Row) -> tuple[Any, Any]:
     return row.environment.get("date"), row.environment.get("gpu_uuid")
 
 
+def process(row: Row) -> tuple[Any, ...]:
+    """What the rows of one process have in common, and those of no other."""
+    return row.repeat, row.environment.get("command"), *worker(row)
+
+
 def append(path: Path, row: Row) -> None:
     """Add a row and make sure it is on disk; a torn last line, left by a crash, is cut off first.
 

@@ -131,8 +131,8 @@ def timed(rows: Sequence[Row], kind: Kind) -> dict[str, Timed]:
         times = [row.times for row, _ in having if row.times]
         processes: dict[tuple[object, ...], list[Point]] = {}
         for number, (row, samples) in enumerate(having):
-            started, gpu = records.worker(row)
-            process = (number,) if started is None else (started, gpu, row.repeat)
+            told = row.environment.get("date") is not None
+            process = records.process(row) if told else (number,)
             processes.setdefault(process, []).append(estimate.point(samples))
         clocks = [one.sm_clock_mhz for one in times if one.sm_clock_mhz and name != "host"]
         found[name] = Timed(

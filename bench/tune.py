@@ -109,11 +109,8 @@ def run(page: Console, arguments: argparse.Namespace, given: Sequence[str]) -> i
 
 def others_than(fields: Sequence[Job], on_record: Sequence[Row]) -> int:
     """How many problems were tuned into the same records by commands that asked for others."""
-    asked = {
-        _name(entry.problem.op, entry.backend, entry.problem.as_dict())
-        for job in fields
-        for entry in job.entries
-    }
+    firsts = [job.entries[0] for job in fields]  # a field is one backend on one problem
+    asked = {_name(one.problem.op, one.backend, one.problem.as_dict()) for one in firsts}
     there = {_name(r.op, r.backend, r.problem) for r in on_record if r.kind == "tune"}
     return len(there - asked)
 

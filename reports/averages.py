@@ -12,7 +12,6 @@ from .frame import DTYPES
 
 UNTOLD = ("ok", "inaccurate", "skipped", "throttled")  # say nothing of a kernel without a time
 GROUP = ("device", "op", *DTYPES)
-MATMUL = "problem.option.matmul"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +42,7 @@ def averages(table: pd.DataFrame) -> list[Average]:
     listed with no mean.
     """
     found = []
-    if MATMUL in table:
-        products = table[MATMUL] == "tf32"
-        table = table.assign(dtype=table["dtype"].mask(products, "tf32"))
+    table = table.assign(dtype=table["matmul_dtype"])
     for names, group in table.groupby(list(GROUP), dropna=False, sort=True):
         kind = "cold" if group["cold_us"].notna().any() else "warm"
         if group[f"{kind}_us"].notna().any():

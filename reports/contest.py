@@ -10,7 +10,7 @@ from ..bench.estimate import ASSUMED
 from .ink import Drawing, inks, label_x, legend, log_ticks, panels, style
 from .latency import UNITS, WORDS, choose, panel_title
 from .ratios import Ratio
-from .tables import dtypes, number
+from .tables import dtypes, number, shape
 from .versus import Contest, Line
 
 COLUMNS = ("contender", "shape", "status", "µs", "error / bound", "published µs", "reason")
@@ -63,11 +63,10 @@ def columns(contest: Contest) -> tuple[str, ...]:
 
 def cells(line: Line) -> list[str]:
     """One contender as texts, in the order of `columns`."""
-    shape = " ".join(f"{dim}{line.problem[dim]}" for dim in DIMS if dim in line.problem)
     star = " ★" if line.strongest else ""
     return [
         line.name + star,
-        shape,
+        shape(line.problem),
         ("≈ " if line.status == "inaccurate" else "") + line.status,
         number(line.us, 4),
         *(_ratio(ratio) for ratio in line.ratios),

@@ -14,10 +14,9 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from ..bench.estimate import BLOCKS, Estimate, Noise, Point, estimate, paired
-from ..bench.records import Row, Samples, worker
+from ..bench.records import Row, Samples, process
 
 CONFIDENCE = 0.95
 
@@ -29,11 +28,6 @@ class Ratio:
     value: float
     low: float | None
     high: float | None
-
-
-def process(row: Row) -> tuple[Any, ...]:
-    """What the rows of one process have in common, and those of no other."""
-    return row.repeat, row.environment.get("command"), *worker(row)
 
 
 def samples_of(row: Row, kind: str) -> Samples:

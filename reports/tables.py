@@ -157,9 +157,11 @@ def compiled(rows: Iterable[Row]) -> list[list[str]]:
     return [list(line) for line in dict.fromkeys(lines)]
 
 
-def shape(line: "pd.Series[Any]") -> str:
+def shape(line: "pd.Series[Any] | dict[str, Any]") -> str:
     """`B8 L2048 H64 G1 P64 N128 R1`, of the dims that the problem has; S where it is no quarter."""
-    there = [dim for dim in DIMS if pd.notna(line[dim]) and not (dim == "S" and is_quarter(line))]
+    there = [dim for dim in DIMS if pd.notna(line.get(dim))]
+    if "S" in there and is_quarter(line):
+        there.remove("S")
     return " ".join(f"{dim}{line[dim]:.0f}" for dim in there)
 
 

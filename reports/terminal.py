@@ -12,7 +12,7 @@ from .tables import AVERAGE_COLUMNS, COLUMNS, average_cells, cells, counts, left
 from .versus import Contest
 
 SHOWN = (
-    *("status", "op", "backend", "shape", "dtype"),
+    *("status", "op", "backend", "shape", "variant", "dtype"),
     *("cold µs", "warm µs", "of limit", "error / bound"),
 )
 COLOURS = {"ok": "green", "inaccurate": "yellow", "skipped": "dim"}  # all others: red
@@ -47,7 +47,7 @@ def show(
 
 
 def _rows(table: pd.DataFrame) -> Table:
-    shown = [*SHOWN[:4], *(("variant",) if table["variant"].any() else ()), *SHOWN[4:]]
+    shown = [name for name in SHOWN if name != "variant" or table["variant"].any()]
     places = [COLUMNS.index(name) for name in shown]
     grid = Table(*shown, box=None, title="rows", title_justify="left")
     for _, line in table.head(MOST_ROWS).iterrows():

@@ -15,11 +15,11 @@ import numpy as np
 from ..bench import estimate
 from ..bench.estimate import Noise, Point
 from ..bench.hardware import identity
-from ..bench.records import Row
+from ..bench.records import Row, process
 from .cited import cited
 from .frame import device
 from .limits import error_ratio
-from .ratios import Ratio, pairs, points, process, ratio, samples_of
+from .ratios import Ratio, pairs, points, ratio, samples_of
 
 YARDSTICK = "torch"
 

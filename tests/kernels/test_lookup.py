@@ -16,6 +16,7 @@ from mamba3_bench.bench import shipping
 from mamba3_bench.bench.cli import main
 from mamba3_bench.bench.fields import decide, read
 from mamba3_bench.bench.grid import Axes, problems
+from mamba3_bench.bench.show import SHORT
 from mamba3_bench.kernels import lookup, ops, plans, registry, toolchain
 from mamba3_bench.kernels.errors import OptionError
 from mamba3_bench.kernels.family import make_call
@@ -31,7 +32,6 @@ MODULE = "mamba3_bench.kernels.triton.prefill"
 WIN = {"chunk": 64, "piece": 0, "segment": 0, "num_warps": 8, "num_stages": 3}
 RULE = "chunk=64 fill=0 warps=8 stages=3"
 CPU = torch.device("cpu")
-SHORT = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
 
 pytest.importorskip("triton")
 
